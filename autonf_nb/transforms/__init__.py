@@ -1,0 +1,1 @@
+"""The families of transforms, one module each: all are nflows `Transform`s."""
