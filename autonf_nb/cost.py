@@ -69,8 +69,8 @@ def _spline(num_bins: int, inverse: bool) -> int:
 # %% ../nbs/04_cost.ipynb #6dc32bdc
 def _mixing(features: int, inverse: bool) -> Operations:
     "LU layer and reversal: a product and a bias, or a shift and two triangular solves; three log-determinants are added up."
-    if inverse:  # unit lower: D (D - 1), upper: D * D
-        return Operations(features * (features - 1) + features * features, features + 3)
+    if inverse:  # unit lower triangle: D (D - 1), upper: D * D; and the log-determinant's sign
+        return Operations(features * (features - 1) + features * features, features + 4)
     return Operations(2 * features * features, features + 3)
 
 # %% ../nbs/04_cost.ipynb #22e095a1
@@ -142,9 +142,10 @@ class OperationCounter(TorchDispatchMode):
         return out
 
 # %% ../nbs/04_cost.ipynb #4e65a194
-def _solve_flops(a_shape, b_shape, out_shape=None, **kwargs) -> int:
-    "A triangular solve, which torch's own counter does not see: n (n - 1) and n divisions per column, counted as n * n."
-    return b_shape[-1] * a_shape[-1] ** 2
+def _solve_flops(a_shape, b_shape, unitriangular=False, **kwargs) -> int:
+    "A triangular solve, which torch's own counter does not see: n (n - 1) for each column, and n divisions by the diagonal."
+    n, columns = b_shape[-2:]
+    return columns * (n * (n - 1) + (0 if unitriangular else n))
 
 
 def measured_operations(transform: Transform, features: int, *, direction: str = "density", context_features: int = 0) -> Operations:
