@@ -22,13 +22,18 @@ def standard_normal_log_prob(
 # %% ../nbs/00_change_of_variables.ipynb #3e0677a8
 def _rows_of_context(context: Tensor | None, rows: int) -> Tensor | None:
     "One context row for each of `rows` rows; a single row, (C,) or (1, C), is repeated."
-    if context is None: return None
+    if context is None:
+        return None
     if context.ndim not in (1, 2):
         raise ValueError(f"context has shape {tuple(context.shape)}; give (C,), (1, C) or ({rows}, C)")
-    if context.ndim == 1: context = context[None]
-    if len(context) == rows: return context
-    if len(context) == 1: return context.expand(rows, -1)
-    raise ValueError(f"context has {len(context)} rows but {rows} are needed: give one row of context for each row, or a single one for all")
+    if context.ndim == 1:
+        context = context[None]
+    if len(context) == rows:
+        return context
+    if len(context) == 1:
+        return context.expand(rows, -1)
+    raise ValueError(f"context has {len(context)} rows but {rows} are needed: "
+                     "give one row of context for each row, or a single one for all")
 
 # %% ../nbs/00_change_of_variables.ipynb #eedf9efc
 class Flow(nn.Module):
@@ -38,7 +43,8 @@ class Flow(nn.Module):
                  features: int,         # D, the number of columns
                  ):
         super().__init__()
-        if features < 1: raise ValueError(f"features must be at least 1, got {features}")
+        if features < 1:
+            raise ValueError(f"features must be at least 1, got {features}")
         self.transform, self.features = transform, features
         first = next((p for p in transform.parameters() if p.is_floating_point()), torch.zeros(()))
         # a transform without parameters still has to know where its noise lives once .to() or .double() is called
@@ -55,13 +61,15 @@ class Flow(nn.Module):
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         "Density direction: rows (B, D) to noise (B, D), and log|det du/dx| (B,)."
         self._check(x, "x")
-        if len(x) == 0: return x, x.new_zeros(0)  # some transforms cannot take an empty batch
+        if len(x) == 0:
+            return x, x.new_zeros(0)  # some transforms cannot take an empty batch
         return self.transform(x, _rows_of_context(context, len(x)))
 
     def from_noise(self, u: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         "Sampling direction: noise (B, D) to rows (B, D), and log|det dx/du| (B,)."
         self._check(u, "u")
-        if len(u) == 0: return u, u.new_zeros(0)
+        if len(u) == 0:
+            return u, u.new_zeros(0)
         return self.transform.inverse(u, _rows_of_context(context, len(u)))
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -71,7 +79,8 @@ class Flow(nn.Module):
 
     def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         "(n, D) draws from the base, in the parameters' dtype and on their device."
-        if n < 0: raise ValueError(f"n must be 0 or more, got {n}")
+        if n < 0:
+            raise ValueError(f"n must be 0 or more, got {n}")
         like = self._reference()
         return torch.randn(n, self.features, generator=generator, dtype=like.dtype, device=like.device)
 
