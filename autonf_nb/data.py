@@ -98,7 +98,7 @@ def _dataset_path(name: str) -> Path:
     if not folder:
         raise DataError(f"data set {name!r} does not come with the package: set the environment variable AUTONF_DATA "
                         f"to a folder that holds {where}")
-    path = Path(folder) / info.file
+    path = Path(folder).expanduser() / info.file
     if not path.is_file():
         raise DataError(f"data set {name!r}: there is no file {path}: put {where} there, or point AUTONF_DATA at the folder that has it")
     return path
@@ -297,7 +297,9 @@ def _as_array(X: Any, what: str) -> np.ndarray:
     if isinstance(X, np.ma.MaskedArray):
         X = X.astype(np.float64).filled(np.nan)
     try:
-        return np.asarray(X)
+        A = np.asarray(X)
+        # numbers in a list with a text become text too: keep the entries as they were, so that the culprit can be named
+        return np.asarray(X, dtype=object) if A.dtype.kind in "US" else A
     except (ValueError, TypeError) as error:
         raise DataError(f"{what} is not a table: {_ragged_row(X)}; every row must have the same number of entries") from error
 
