@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['MASKS', 'ENGINES', 'FORMAT', 'FORMAT_VERSION', 'WEIGHTS', 'CONFIG', 'Units', 'fit_units', 'fit_context_units',
-           'check_parameters', 'check_batch_size', 'Prepared', 'as_rows', 'prepare', 'leaves', 'build_flow',
-           'layer_numbers', 'canonical', 'FlowFolderError', 'config_checksum', 'write_files', 'config_text',
-           'write_flow', 'read_flow', 'Fitting', 'check_checkpoint', 'Density', 'Saving', 'AutoNF']
+           'check_parameters', 'check_batch_size', 'Prepared', 'as_rows', 'column_names', 'prepare', 'leaves',
+           'build_flow', 'layer_numbers', 'canonical', 'FlowFolderError', 'config_checksum', 'write_files',
+           'config_text', 'write_flow', 'read_flow', 'Fitting', 'check_checkpoint', 'Density', 'Saving', 'AutoNF']
 
 # %% ../nbs/11_estimator.ipynb #a4093738
+import copy
 import hashlib
 import json
 import math
@@ -146,6 +147,7 @@ class Prepared:
     "A table after all checks: standardised rows as float32 tensors, and the units that made them."
     columns: tuple[str, ...]
     named: bool                       # the names came with the table
+    context_columns: tuple[str, ...]  # names of the context's columns, if they came with it
     units: Units
     context_units: Standardizer | None
     train: Rows
@@ -154,11 +156,13 @@ class Prepared:
     tied: tuple[str, ...]             # columns with many ties
 
 
-def as_rows(units: Units, context_units: Standardizer | None, X: np.ndarray, context: np.ndarray | None) -> tuple[Rows, np.ndarray]:
-    "Rows in the data's units -> standardised float32 tensors, and log|det dz/dx| (rows,) in float64."
+def as_rows(units: Units, context_units: Standardizer | None, X: np.ndarray, context: np.ndarray | None,
+            like: Tensor | None = None) -> tuple[Rows, np.ndarray]:
+    "Rows in the data's units -> standardised tensors like `like` (default: float32 on the CPU), and log|det dz/dx| (rows,) in float64."
+    like = torch.zeros((), dtype=torch.float32) if like is None else like
     Z, logabsdet = units.to_standard(X)
-    c = None if context is None else torch.tensor(context_units.transform(context), dtype=torch.float32)
-    return Rows(torch.tensor(Z, dtype=torch.float32), c), logabsdet
+    c = None if context is None else torch.tensor(context_units.transform(context)).to(like)
+    return Rows(torch.tensor(Z).to(like), c), logabsdet
 
 # %% ../nbs/11_estimator.ipynb #9d0c030e
 def _check_room(steps: np.ndarray, X: np.ndarray, bounds: Mapping, columns: tuple[str, ...]) -> None:
@@ -183,9 +187,15 @@ def _spread(X: np.ndarray, X_val: np.ndarray | None, p: Mapping, columns: tuple[
     return dequantize(X, p["seed"], steps), X_val, steps, tuple(tied)
 
 # %% ../nbs/11_estimator.ipynb #79953881
+def column_names(X: Any) -> tuple[str, ...]:
+    "Names of a data frame's columns, if they are strings; else empty."
+    names = tuple(getattr(X, "columns", ()))
+    return names if all(isinstance(c, str) for c in names) else ()
+
+
 def prepare(p: Mapping[str, Any], X: Any, context: Any = None, X_val: Any = None, context_val: Any = None) -> Prepared:
     "All checks of data and arguments, in seconds, before anything is trained or written. `p` holds the arguments of `AutoNF`."
-    named = hasattr(X, "columns") and all(isinstance(c, str) for c in X.columns)
+    named, context_columns = bool(column_names(X)), column_names(context)
     X, columns = check_table(X)
     context = check_context(context, len(X))
     C = 0 if context is None else context.shape[1]
@@ -208,7 +218,7 @@ def prepare(p: Mapping[str, Any], X: Any, context: Any = None, X_val: Any = None
     context_units = None if context is None else fit_context_units(context_train)
     parts = ((X[train], context_train), (X_val, context_val))
     train_rows, val_rows = (as_rows(units, context_units, x, c)[0] for x, c in parts)
-    return Prepared(columns, named, units, context_units, train_rows, val_rows, steps, tied)
+    return Prepared(columns, named, context_columns, units, context_units, train_rows, val_rows, steps, tied)
 
 # %% ../nbs/11_estimator.ipynb #9effda61
 def leaves(transform: Transform) -> list[Transform]:
@@ -373,8 +383,12 @@ class Fitting:
         search; with `resume` it goes on from there. Raises `DataError` (a ValueError) for bad data, ValueError or TypeError for
         bad arguments, OSError for a folder that cannot be written."""
         prepared = self.prepare(X, context=context, X_val=X_val, context_val=context_val)
+        return self.fit_prepared(prepared, checkpoint=checkpoint, resume=resume)
+
+    def fit_prepared(self, prepared: Prepared, *, checkpoint: str | os.PathLike | None = None, resume: bool = False) -> "AutoNF":
+        "The second half of `fit`: search and train on what `prepare` returned."
         if checkpoint is not None:
-            check_checkpoint(Path(checkpoint), resume)
+            check_checkpoint(Path(checkpoint))
         block_size = None if self.block_size is None else int(self.block_size)
         result = search_flow(
             prepared.train.x, prepared.val.x, context_train=prepared.train.context, context_val=prepared.val.context,
@@ -392,7 +406,8 @@ class Fitting:
         self.flow_, self.layer_numbers_ = canonical(result.architecture, result.flow, **shape)
         self.architecture_, self.cost_, self.nll_val_ = result.architecture, float(result.cost), float(result.nll_val)
         self.history_, self.seconds_, self.notes_ = result.history, result.seconds, list(result.notes)
-        self.units_, self.context_units_, self.columns_ = prepared.units, prepared.context_units, prepared.columns
+        self.units_, self.context_units_ = prepared.units, prepared.context_units
+        self.columns_, self.context_columns_ = prepared.columns, prepared.context_columns
         self.quanta_, self.tied_columns_ = prepared.steps, prepared.tied
         self.n_features_in_ = len(prepared.columns)
         if prepared.named:
@@ -401,7 +416,7 @@ class Fitting:
             del self.feature_names_in_
 
 
-def check_checkpoint(folder: Path, resume: bool) -> None:
+def check_checkpoint(folder: Path) -> None:
     "A search clears its checkpoint folder when it starts: refuse one that holds anything else."
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -416,19 +431,19 @@ def check_checkpoint(folder: Path, resume: bool) -> None:
 class Density:
     "What a fitted `AutoNF` answers, in the data's units. See `AutoNF`."
 
-    def _rows(self, X: Any, context: Any) -> tuple[Rows, np.ndarray]:
-        "Checked and standardised rows, and log|det dz/dx| of each."
+    def _exact(self) -> Flow:
+        "The flow in float64, so that a row's log-density does not depend on the rows beside it (mps has no float64)."
         check_is_fitted(self, "flow_")
-        X, _ = check_table(X, n_features=self.n_features_in_, columns=self.columns_)
-        context = check_context(context, len(X), self.n_context_features_)
-        return as_rows(self.units_, self.context_units_, X, context)
+        flow = copy.deepcopy(self.flow_).eval()
+        return flow if flow.noise(0).device.type == "mps" else flow.double()
 
     def _log_prob(self, X: Any, context: Any) -> tuple[np.ndarray, np.ndarray]:
         "Log-density in standardised units, and log|det dz/dx|, both (rows,)."
-        rows, logabsdet = self._rows(X, context)
-        weight = self.flow_.noise(0)
-        on_device = Rows(rows.x.to(weight), None if rows.context is None else rows.context.to(weight))
-        log_prob = row_log_prob(self.flow_, on_device).double().cpu().numpy()
+        flow = self._exact()
+        X, _ = check_table(X, n_features=self.n_features_in_, columns=self.columns_)
+        context = check_context(context, len(X), self.n_context_features_)
+        rows, logabsdet = as_rows(self.units_, self.context_units_, X, context, flow.noise(0))
+        log_prob = row_log_prob(flow, rows).double().cpu().numpy()
         if np.isnan(log_prob).any():
             i = int(np.isnan(log_prob).argmax())
             far = float(rows.x[i].abs().max())
@@ -457,18 +472,17 @@ class Density:
 
     def sample(self, n: int = 1, context: Any = None, seed: int | None = None) -> np.ndarray:
         "Draw (n, features) rows in the data's units; `context` is one row for all or one for each. The same `seed`, the same rows."
-        check_is_fitted(self, "flow_")
+        flow = self._exact()
         _whole("n", n, 0)
         if context is not None and np.ndim(context) == 1 and not hasattr(context, "columns"):
             context = np.asarray(context)[None]
         context = check_context(context, None, self.n_context_features_)
         if context is not None and len(context) not in (1, n):
             raise DataError(f"context has {len(context)} rows where {n} samples were asked for: give one row, or {n}")
-        weight = self.flow_.noise(0)
-        generator = torch.Generator(device=weight.device)
+        generator = torch.Generator(device=flow.noise(0).device)
         generator.seed() if seed is None else generator.manual_seed(seed)
-        c = None if context is None else torch.tensor(self.context_units_.transform(context)).to(weight)
-        return self.units_.from_standard(self.flow_.sample(n, c, generator).double().cpu().numpy())
+        c = None if context is None else torch.tensor(self.context_units_.transform(context)).to(flow.noise(0))
+        return self.units_.from_standard(flow.sample(n, c, generator).double().cpu().numpy())
 
 # %% ../nbs/11_estimator.ipynb #68a9bdb6
 class Saving:
@@ -482,7 +496,7 @@ class Saving:
             "format": FORMAT, "format_version": FORMAT_VERSION, "package_version": __version__,
             "parameters": self.get_params(deep=False), "architecture": list(self.architecture_), "layer_numbers": self.layer_numbers_,
             "num_bins": 8, "columns": list(self.columns_), "named": hasattr(self, "feature_names_in_"),
-            "context_features": self.n_context_features_, "units": self.units_.to_dict(),
+            "context_features": self.n_context_features_, "context_columns": self.context_columns_, "units": self.units_.to_dict(),
             "context_units": None if context is None else context.to_dict(), "quanta": self.quanta_, "tied_columns": self.tied_columns_,
             "cost": self.cost_, "nll_val": self.nll_val_, "seconds": self.seconds_, "notes": self.notes_, "history": self.history_}
         write_flow(folder, config, self.flow_.state_dict())
@@ -514,7 +528,7 @@ class Saving:
         self.units_, context = Units.from_dict(config["units"]), config["context_units"]
         self.context_units_ = None if context is None else Standardizer.from_dict(context)
         self.columns_, self.tied_columns_ = tuple(config["columns"]), tuple(config["tied_columns"])
-        self.quanta_ = np.array(config["quanta"])
+        self.quanta_, self.context_columns_ = np.array(config["quanta"]), tuple(config["context_columns"])
         if config["named"]:
             self.feature_names_in_ = np.array(self.columns_, dtype=object)
         self.cost_, self.nll_val_, self.history_ = config["cost"], config["nll_val"], config["history"]
