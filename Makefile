@@ -65,20 +65,11 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"autonf_nb needs Python 3.11 or newer, and $(PYTHON) is {v[0]}.{v[1]}: try make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
+$(VENV)/.dev: EXTRAS := [dev]
+$(VENV)/.docs: EXTRAS := [dev,docs]
+
 # torch by itself first: its other index is to serve nothing else
-define install
+$(VENV)/.run $(VENV)/.dev $(VENV)/.docs: $(REQUIREMENTS) | $(BIN)/python
 	$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url $(TORCH_INDEX) torch)
-	$(PIP) -e $(1)
-	@touch $@
-endef
-
-$(VENV)/.run: $(REQUIREMENTS) | $(BIN)/python
-	$(call install,.)
-
-$(VENV)/.dev: $(REQUIREMENTS) | $(BIN)/python
-	$(call install,".[dev]")
-	@touch $(VENV)/.run
-
-$(VENV)/.docs: $(REQUIREMENTS) | $(BIN)/python
-	$(call install,".[dev,docs]")
-	@touch $(VENV)/.run $(VENV)/.dev
+	$(PIP) -e '.$(EXTRAS)'
+	@touch $(VENV)/.run $(if $(EXTRAS),$(VENV)/.dev) $@

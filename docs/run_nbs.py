@@ -40,7 +40,8 @@ class Client(NotebookClient):
 def run(path: Path, skipped: set[str], timeout: int) -> None:
     nb, start = nbformat.read(path, as_version=4), time.time()
     resources = {"metadata": {"path": str(path.parent)}}
-    client = Client(nb, timeout=timeout, kernel_name="python3", resources=resources, record_timing=False)
+    quiet = ["--log-level=ERROR"]  # ipykernel would warn at each start that it speaks TCP, which here stays on this machine
+    client = Client(nb, timeout=timeout, kernel_name="python3", resources=resources, record_timing=False, extra_arguments=quiet)
     client.skipped = frozenset(skipped)
     client.execute()
     nbformat.write(nb, path)
