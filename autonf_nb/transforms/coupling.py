@@ -20,7 +20,7 @@ from .splines import rational_quadratic_spline
 __all__ = ['MAX_LOG_SCALE', 'AFFINE', 'affine', 'Univariate', 'rational_quadratic', 'feature_major', 'FeatureMajorMLP',
            'alternating_mask', 'check_mask', 'Coupling']
 
-# %% ../../nbs/02c_coupling.ipynb #77b2238f
+# %% ../../nbs/02c_coupling.ipynb #3b9896e3
 MAX_LOG_SCALE = 2.0
 
 
@@ -28,7 +28,7 @@ def affine(x: Tensor, params: Tensor, inverse: bool = False) -> tuple[Tensor, Te
     """Scale and shift, `y = x * exp(s) + t` with `s = 2 tanh(params[0] / 2)` and `t = params[1]`.
 
     `x` is `(*S)`, `params` is `(2, *S)`; returns `(y, log|dy/dx|)`, both `(*S)`. `params = 0` is the identity.
-    Source: Dinh et al. 2017, eq. 8, with a bounded log-scale.
+    Source: Dinh et al. 2017, eqs. 4-5, with a bounded log-scale.
     """
     log_scale = MAX_LOG_SCALE * torch.tanh(params[0] / MAX_LOG_SCALE)
     if inverse:
@@ -118,7 +118,7 @@ def check_mask(mask: Tensor, features: int) -> Tensor:
         raise ValueError(f"the mask lets all {features} features pass and transforms none: set at least one entry to False")
     return mask
 
-# %% ../../nbs/02c_coupling.ipynb #4f11dae4
+# %% ../../nbs/02c_coupling.ipynb #7b096de1
 class Coupling(Transform):
     """Coupling layer: masked features pass and condition the others, each of which goes through `univariate`.
 
@@ -135,18 +135,16 @@ class Coupling(Transform):
         self.register_buffer("passing", mask.nonzero()[:, 0], persistent=False)
         self.register_buffer("transformed", (~mask).nonzero()[:, 0], persistent=False)
         n_in, n_out = len(self.passing) + context_features, univariate.n_params * len(self.transformed)
-        if n_in:
-            self.conditioner = FeatureMajorMLP(n_in, n_out, hidden_features=hidden_features, n_hidden=n_hidden)
-        else:
-            self.free_params = nn.Parameter(torch.zeros(n_out, 1))
+        self.conditioner = FeatureMajorMLP(n_in, n_out, hidden_features=hidden_features, n_hidden=n_hidden) if n_in else None
+        self.free_params = None if n_in else nn.Parameter(torch.zeros(n_out, 1))
 
     def params(self, x: Tensor, context: Tensor | None) -> Tensor:
         """`(n_params, transformed features, B)` from `x` `(D, B)` and `context` `(C, B)`."""
-        if hasattr(self, "conditioner"):
+        if self.conditioner is None:
+            p = self.free_params.expand(-1, x.shape[1])
+        else:
             known = x.index_select(0, self.passing)
             p = self.conditioner(known if context is None else torch.cat([known, context]))
-        else:
-            p = self.free_params.expand(-1, x.shape[1])
         return p.view(self.univariate.n_params, len(self.transformed), x.shape[1])
 
     def _apply_to_rest(self, inputs: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -161,3 +159,5 @@ class Coupling(Transform):
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sampling direction: `(B, D)` noise to data and `(B,)` log-determinants."""
         return self._apply_to_rest(inputs, context, inverse=True)
+    def extra_repr(self) -> str:
+        return f"features={self.features}, univariate={self.univariate.name}, transformed={self.transformed.tolist()}"
