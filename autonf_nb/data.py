@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,8 +58,8 @@ class Dataset:
 DATASETS: dict[str, Dataset] = {
     "gas_turbine": Dataset(
         "Gas turbine CO and NOx emissions", "gas_turbine.npz",
-        "07761c32c2bfe06c71534f0ebf94b04fe323a04aaefb5d626a40261d6ae00b4a", 36733, 11,
-        "complete: hourly rows of the years 2011 to 2015, in time order, in their own units",
+        "2ceff11e65fba99319f441c178567228f9897a41b9fcf68299ae114785d4156c", 36733, 11,
+        "complete: hourly rows of the years 2011 to 2015, in time order, in their own units, kept as float32",
         "Kaya, Tufekci, Uzun (2019), Gas Turbine CO and NOx Emission Data Set, UCI 551, doi:10.24432/C5WC95", "CC BY 4.0", True),
     "protein": Dataset(
         "Physicochemical properties of protein tertiary structure (CASP 5-9)", "tabular/protein.npz",
@@ -92,7 +93,7 @@ def _dataset_path(name: str) -> Path:
     "The file of a data set: in the package when bundled, else below the folder that AUTONF_DATA names."
     info = DATASETS[name]
     if info.bundled:
-        return Path(__file__).parent / "datasets" / info.file
+        return Path(str(resources.files("autonf_nb"))) / "datasets" / info.file
     folder = os.environ.get("AUTONF_DATA")
     where = f"{info.file} ({info.title}; {info.source})"
     if not folder:
@@ -490,6 +491,16 @@ def dequantize(
     steps = quanta(X) if steps is None else np.asarray(steps, dtype=np.float64)
     return X + steps * np.random.default_rng(seed).uniform(0, 1, X.shape)
 
+# %% ../nbs/01_data.ipynb #7020b64d
+def _check_varied_scale(X: np.ndarray, columns: Sequence[str] | None) -> None:
+    "Standardising divides by the standard deviation: it must not be zero, or rounding error."
+    columns = _default_names(X.shape[1]) if columns is None else columns
+    if len(X) < 2:
+        raise DataError(f"{len(X)} row(s) cannot be standardised: at least 2 are needed")
+    flat = X.std(0) <= 1e-10 * np.abs(X).max(0)
+    if flat.any():
+        raise DataError(f"column {_listed([c for c, f in zip(columns, flat) if f])} is constant in the rows to be fitted: leave it out")
+
 # %% ../nbs/01_data.ipynb #bf00eca9
 class Standardizer:
     "Each column shifted and scaled to mean 0 and standard deviation 1."
@@ -523,16 +534,6 @@ class Standardizer:
         out = cls()
         out.mean_, out.scale_ = np.asarray(d["mean"], dtype=np.float64), np.asarray(d["scale"], dtype=np.float64)
         return out
-
-# %% ../nbs/01_data.ipynb #7020b64d
-def _check_varied_scale(X: np.ndarray, columns: Sequence[str] | None) -> None:
-    "Standardising divides by the standard deviation: it must not be zero, or rounding error."
-    columns = _default_names(X.shape[1]) if columns is None else columns
-    if len(X) < 2:
-        raise DataError(f"{len(X)} row(s) cannot be standardised: at least 2 are needed")
-    flat = X.std(0) <= 1e-10 * np.abs(X).max(0)
-    if flat.any():
-        raise DataError(f"column {_listed([c for c, f in zip(columns, flat) if f])} is constant in the rows to be fitted: leave it out")
 
 # %% ../nbs/01_data.ipynb #afc8bafe
 def _to_line(x: np.ndarray, low: float | None, high: float | None) -> tuple[np.ndarray, np.ndarray]:
