@@ -288,7 +288,7 @@ def _ragged_row(X: Any) -> str:
 def _as_array(X: Any, what: str) -> np.ndarray:
     "NumPy, torch, a data frame or lists -> a NumPy array of whatever type."
     if hasattr(X, "toarray") and hasattr(X, "nnz") or getattr(X, "is_sparse", False) is True:
-        raise DataError(f"{what} is sparse: give a dense table, such as {what}.toarray()")
+        raise DataError(f"{what} is sparse: give a dense table, {what}.{'toarray' if hasattr(X, 'toarray') else 'to_dense'}()")
     if X is None or isinstance(X, (str, bytes, os.PathLike, Mapping)):
         kind = "nothing" if X is None else f"a {type(X).__name__}"
         raise DataTypeError(f"{what} is {kind} where a table of numbers is needed: give (rows, features); `read_table` reads a file")

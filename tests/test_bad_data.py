@@ -73,7 +73,7 @@ TABLES = {
     "structured": (lambda: np.zeros(20, dtype=[("height", float), ("age", int)]), ["structured", "'height'"], "plain"),
     "sparse": (lambda: pytest.importorskip("scipy.sparse").csr_matrix(good()), ["sparse"], "toarray()"),
     "sparse, in the manner of a dict": (lambda: pytest.importorskip("scipy.sparse").dok_array(good()), ["sparse"], "toarray()"),
-    "sparse tensor": (lambda: torch.tensor(good()).to_sparse(), ["sparse"], "toarray()"),
+    "sparse tensor": (lambda: torch.tensor(good()).to_sparse(), ["sparse"], "to_dense()"),
     "torch NaN": (lambda: torch.tensor(changed(np.nan), requires_grad=True), ["'x1'", "NaN", "row 3"], "drop such rows"),
 }
 
