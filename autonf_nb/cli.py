@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPTIONS', 'RUN', 'CHECKPOINT', 'STACKS', 'names', 'or_none', 'cost_model', 'bound', 'Option', 'UsageError', 'Parser',
-           'make_parser', 'parse', 'open_data', 'data_key', 'frame', 'take', 'Parts', 'split_table', 'write_run',
+           'make_parser', 'parse', 'data_key', 'open_data', 'frame', 'take', 'Parts', 'split_table', 'write_run',
            'read_run', 'given_options', 'all_options', 'check_same', 'fingerprint', 'Job', 'open_job', 'Ready',
            'make_ready', 'model_row', 'references', 'price', 'train_stacks', 'versions', 'summarise', 'run_search',
            'tell', 'search', 'evaluate', 'read_context', 'sample', 'main']
@@ -160,18 +160,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 # %% ../nbs/17_command_line.ipynb #79997f0f
-def open_data(data: str) -> Table:
-    "A file, or a data set by its name."
-    if data in DATASETS and not Path(data).exists():
-        return load_dataset(data)
-    if Path(data).suffix.lower() not in FORMATS and not Path(data).exists():
-        raise DataError(f"there is no file and no data set {data!r}: give a table ({', '.join(FORMATS)}) or one of {', '.join(DATASETS)}")
-    return read_table(data)
-
-
 def data_key(data: str) -> str:
     "How a run remembers its data: a data set by its name, a file by its full path."
-    return data if data in DATASETS and not Path(data).exists() else str(Path(data).resolve())
+    if data in DATASETS and not Path(data).exists():
+        return data
+    if not Path(data).suffix and not Path(data).exists():
+        raise DataError(f"there is no file and no data set {data!r}: give a table ({', '.join(FORMATS)}) or one of {', '.join(DATASETS)}")
+    return os.path.abspath(data)
+
+
+def open_data(data: str) -> Table:
+    "A file, or a data set by its name."
+    key = data_key(data)
+    return load_dataset(key) if key in DATASETS else read_table(key)
 
 
 def frame(X: np.ndarray, columns: Sequence[str]) -> Any:
