@@ -24,7 +24,8 @@ class LULinear(Transform):
 
     def __init__(self, features: int):
         super().__init__()
-        if features < 1: raise ValueError(f"features must be at least 1, got {features}")
+        if features < 1:
+            raise ValueError(f"features must be at least 1, got {features}")
         self.features = features
         self.lu = nn.Parameter(torch.zeros(features, features))
         self.bias = nn.Parameter(torch.zeros(features))
@@ -71,7 +72,8 @@ class ReversePermutation(Transform):
 
     def __init__(self, features: int):
         super().__init__()
-        if features < 1: raise ValueError(f"features must be at least 1, got {features}")
+        if features < 1:
+            raise ValueError(f"features must be at least 1, got {features}")
         self.features = features
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
