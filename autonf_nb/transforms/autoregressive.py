@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from .coupling import Univariate, feature_major
 
 # %% auto #0
-__all__ = ['hidden_degrees', 'MaskedLinear', 'MADE', 'incremental_inverse', 'differentiable_inverse', 'Autoregressive']
+__all__ = ['hidden_degrees', 'MaskedLinear', 'MADE', 'split_by_degree', 'incremental_inverse', 'differentiable_inverse',
+           'Autoregressive']
 
 # %% ../../nbs/02d_autoregressive.ipynb #294f94d9
 def hidden_degrees(features: int, hidden_features: int, context_features: int = 0) -> Tensor:
@@ -74,56 +75,64 @@ class MADE(nn.Module):
         return self.last(h).view(self.n_params, self.features, x.shape[1])
 
 # %% ../../nbs/02d_autoregressive.ipynb #0d247599
+def split_by_degree(made: MADE) -> tuple[list, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """MADE's weights in the order in which the sampling direction needs them.
+
+    For each hidden layer the pair (weights, biases), each a tuple with the rows of the units that become computable at
+    step i; then the last layer's weights and biases, a tuple with the `(n_params, ...)` rows of feature i.
+    """
+    sizes = [end - start for start, end in zip((0, *made.ends), made.ends)]
+    hidden = [(layer.weight.split(sizes), layer.bias[:, None].split(sizes)) for layer in made.hidden]
+    weight = made.last.weight.unflatten(0, (made.n_params, made.features))
+    return hidden, weight.unbind(1), made.last.bias.view(made.n_params, made.features, 1).unbind(1)
+
+# %% ../../nbs/02d_autoregressive.ipynb #e3d303d4
+@torch.no_grad()
 def incremental_inverse(made: MADE, univariate: Univariate, u: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`(x, logabsdet)` with `u = univariate(x, made(x))`: `(D, B)` noise to `(D, B)` data and `(B,)` log-determinants.
 
     Step i computes the hidden units of degree i, which see the i features known so far, then the parameters of the next
-    feature. Every weight that a mask lets through is used once over the D steps. Without gradients.
+    feature. Every weight that a mask lets through is used once over the D steps, so no mask is needed. Without gradients.
     """
-    n_context, n_features, batch = made.context_features, made.features, u.shape[1]
-    known = u.new_empty(n_context + n_features, batch)
+    hidden, weights, biases = split_by_degree(made)
+    known = u.new_empty(made.context_features + made.features, u.shape[1])
     if context is not None:
-        known[:n_context] = context
-    units = [u.new_empty(len(layer.weight), batch) for layer in made.hidden]
-    weight = made.last.weight.unflatten(0, (made.n_params, n_features))
-    bias = made.last.bias.view(made.n_params, n_features, 1)
-    logabsdet, start = u.new_zeros(batch), 0
-    for i, end in enumerate(made.ends):
-        below, n_below = known, n_context + i
-        if end > start:
-            for layer, h in zip(made.hidden, units):
-                torch.addmm(layer.bias[start:end, None], layer.weight[start:end, :n_below], below[:n_below], out=h[start:end])
-                h[start:end].relu_()
-                below, n_below = h, end
-            start = end
-        params = torch.addmm(bias[:, i], weight[:, i, :end], units[-1][:end])
-        x, logdet = univariate(u[i:i + 1], params[:, None], True)
-        known[n_context + i] = x[0]
-        logabsdet += logdet[0]
-    return known[n_context:], logabsdet
+        known[:made.context_features] = context
+    features = known[made.context_features:].split(1)
+    units = [u.new_empty(len(layer.weight), u.shape[1]) for layer in made.hidden]
+    new_units = [h.split([len(w) for w in layer_weights]) for h, (layer_weights, _) in zip(units, hidden)]
+    logabsdets = []
+    for i, u_i in enumerate(u.split(1)):
+        below, n_below = known, made.context_features + i
+        for (w, b), h, new in zip(hidden, units, new_units):
+            if len(w[i]):
+                torch.addmm(b[i], w[i][:, :n_below], below[:n_below], out=new[i]).relu_()
+            below, n_below = h, made.ends[i]
+        params = torch.addmm(biases[i], weights[i][:, :n_below], below[:n_below])
+        x_i, logabsdet = univariate(u_i, params[:, None], True)
+        features[i].copy_(x_i)
+        logabsdets.append(logabsdet)
+    return known[made.context_features:], torch.cat(logabsdets).sum(0)
 
-# %% ../../nbs/02d_autoregressive.ipynb #e3d303d4
+# %% ../../nbs/02d_autoregressive.ipynb #98c3f9b5
 def differentiable_inverse(made: MADE, univariate: Univariate, u: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """`incremental_inverse` that autograd can follow: the pieces are joined anew instead of written into place."""
-    n_features, batch = made.features, u.shape[1]
-    known = u.new_empty(0, batch) if context is None else context
-    units = [u.new_empty(0, batch) for _ in made.hidden]
-    weight = made.last.weight.unflatten(0, (made.n_params, n_features))
-    bias = made.last.bias.view(made.n_params, n_features, 1)
-    outputs, logabsdet, start = [], [], 0
-    for i, end in enumerate(made.ends):
+    """`incremental_inverse` that autograd can follow: what is known is joined anew at each step, never written in place."""
+    hidden, weights, biases = split_by_degree(made)
+    known = u.new_empty(0, u.shape[1]) if context is None else context
+    units = [u.new_empty(0, u.shape[1]) for _ in hidden]
+    outputs, logabsdets = [], []
+    for i, u_i in enumerate(u.split(1)):
         below = known
-        if end > start:
-            for j, layer in enumerate(made.hidden):
-                new = torch.addmm(layer.bias[start:end, None], layer.weight[start:end, :len(below)], below)
-                units[j] = below = torch.cat([units[j], F.relu(new)])
-            start = end
-        params = torch.addmm(bias[:, i], weight[:, i, :end], units[-1])
-        x, logdet = univariate(u[i:i + 1], params[:, None], True)
-        known = torch.cat([known, x])
-        outputs.append(x)
-        logabsdet.append(logdet)
-    return torch.cat(outputs), torch.cat(logabsdet).sum(0)
+        for j, (w, b) in enumerate(hidden):
+            if len(w[i]):
+                units[j] = torch.cat([units[j], torch.addmm(b[i], w[i][:, :len(below)], below).relu()])
+            below = units[j]
+        params = torch.addmm(biases[i], weights[i][:, :len(below)], below)
+        x_i, logabsdet = univariate(u_i, params[:, None], True)
+        known = torch.cat([known, x_i])
+        outputs.append(x_i)
+        logabsdets.append(logabsdet)
+    return torch.cat(outputs), torch.cat(logabsdets).sum(0)
 
 # %% ../../nbs/02d_autoregressive.ipynb #76e52a46
 class Autoregressive(Transform):
@@ -151,9 +160,7 @@ class Autoregressive(Transform):
         u, c = feature_major(inputs, self.features, context, self.context_features)
         needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (u, c, *self.parameters()) if t is not None)
         invert = differentiable_inverse if needs_grad else incremental_inverse
-        if needs_grad:
-            x, logabsdet = invert(self.made, self.univariate, u, c)
-        else:
-            with torch.no_grad():
-                x, logabsdet = invert(self.made, self.univariate, u, c)
+        x, logabsdet = invert(self.made, self.univariate, u, c)
         return x.t(), logabsdet
+    def extra_repr(self) -> str:
+        return f"features={self.features}, univariate={self.univariate.name}"
