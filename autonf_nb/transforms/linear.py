@@ -10,7 +10,7 @@ import torch
 from nflows.transforms.base import Transform
 from torch import Tensor, nn
 
-# %% ../../nbs/02a_linear.ipynb #3f93e7f6
+# %% ../../nbs/02a_linear.ipynb #c042c726
 class LULinear(Transform):
     r"""Density direction `u = W x + b` with `W = L U`; the identity at the start.
 
@@ -35,17 +35,14 @@ class LULinear(Transform):
         "Logarithms of `U`'s diagonal, (features,)."
         return self.lu.diagonal()
 
-    def lower(self) -> Tensor:
-        "`L`: ones on the diagonal, zeros above it, (features, features)."
-        return self.lu.tril(-1) + torch.eye(self.features, dtype=self.lu.dtype, device=self.lu.device)
-
     def upper(self) -> Tensor:
         "`U`: a positive diagonal, zeros below it, (features, features)."
         return self.lu.triu(1) + self.log_diagonal.exp().diag()
 
     def weight(self) -> Tensor:
         "`W = L U`, (features, features)."
-        return self.lower() @ self.upper()
+        U = self.upper()
+        return torch.addmm(U, self.lu.tril(-1), U)  # L's unit diagonal contributes U itself
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         "Density direction."
