@@ -1,0 +1,201 @@
+"""What every transform promises, whatever its family: one contract, all layers, widths, dtypes, with and without a context."""
+import copy
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from nflows.distributions import StandardNormal
+from nflows.flows import Flow as NFlow
+from nflows.transforms import CompositeTransform, InverseTransform
+from nflows.transforms.base import Transform
+
+from autonf_nb.transforms.autoregressive import Autoregressive
+from autonf_nb.transforms.coupling import AFFINE, Coupling, rational_quadratic
+from autonf_nb.transforms.linear import LULinear, ReversePermutation
+
+RQ = rational_quadratic(num_bins=5, bound=3.0)
+HIDDEN, CONTEXT = 16, 3
+
+
+class Family(NamedTuple):
+    build: Callable[[int, int], Transform]   # (features, context_features)
+    conditional: bool = True                 # takes a context
+
+
+FAMILIES = {
+    "Coupling-affine": Family(lambda d, c: Coupling(d, AFFINE, hidden_features=HIDDEN, context_features=c)),
+    "Coupling-RQ": Family(lambda d, c: Coupling(d, RQ, hidden_features=HIDDEN, context_features=c)),
+    "Autoregressive-affine": Family(lambda d, c: Autoregressive(d, AFFINE, hidden_features=HIDDEN, context_features=c)),
+    "Autoregressive-RQ": Family(lambda d, c: Autoregressive(d, RQ, hidden_features=HIDDEN, context_features=c)),
+    "LULinear": Family(lambda d, c: LULinear(d), conditional=False),
+    "ReversePermutation": Family(lambda d, c: ReversePermutation(d), conditional=False),
+}
+
+
+class Case(NamedTuple):
+    family: str
+    features: int
+    context_features: int
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        context = "-context" if self.context_features else ""
+        return f"{self.family}-D{self.features}{context}-{str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def loose(self) -> float:
+        "Tolerance: rounding errors of a dozen shaken functions, one after another."
+        return 1e-9 if self.dtype == torch.float64 else 2e-3
+
+    def fresh(self) -> Transform:
+        torch.manual_seed(0)
+        return FAMILIES[self.family].build(self.features, self.context_features).to(self.dtype)
+
+    def shaken(self) -> Transform:
+        "Every parameter moved off the identity start, alike in each call."
+        transform = self.fresh()
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for p in transform.parameters():
+                p.add_(0.1 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p))
+        return transform
+
+    def rows(self, n: int, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor | None]:
+        generator = torch.Generator().manual_seed(zlib.crc32(str(self).encode()))
+        x = scale * torch.randn(n, self.features, generator=generator, dtype=torch.float64)
+        c = torch.randn(n, self.context_features, generator=generator, dtype=torch.float64) if self.context_features else None
+        return x.to(self.dtype), c if c is None else c.to(self.dtype)
+
+
+CASES = [Case(name, features, context, dtype) for name, family in FAMILIES.items() for features in (1, 2, 5, 11)
+         for context in ((0, CONTEXT) if family.conditional else (0,)) for dtype in (torch.float32, torch.float64)]
+DOUBLES = [case for case in CASES if case.dtype == torch.float64]
+LEARNT = [case for case in CASES if case.family != "ReversePermutation"]  # those with parameters: each starts as the identity
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def close(a: torch.Tensor, b: torch.Tensor, eps: float) -> None:
+    torch.testing.assert_close(a, b, atol=eps, rtol=eps)
+
+
+def jacobian(direction: Callable, x: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+    "(B, D, D): rows do not influence one another, so one pass over the summed batch gives all Jacobians."
+    return torch.autograd.functional.jacobian(lambda x: direction(x, context)[0].sum(0), x).movedim(1, 0)
+
+
+@every_case
+@pytest.mark.parametrize("rows", [0, 1, 6])
+def test_shapes(case, rows):
+    transform, (x, context) = case.shaken(), case.rows(rows)
+    assert isinstance(transform, Transform)
+    for direction in (transform, transform.inverse):
+        y, logabsdet = direction(x, context)
+        assert y.shape == x.shape and logabsdet.shape == (rows,)
+        assert y.dtype == logabsdet.dtype == case.dtype
+
+
+@pytest.mark.parametrize("case", LEARNT, ids=str)
+def test_identity_start(case):
+    x, context = case.rows(6)
+    for direction in (case.fresh(), case.fresh().inverse):
+        y, logabsdet = direction(x, context)
+        close(y, x, 1e-5)
+        close(logabsdet, torch.zeros_like(logabsdet), 1e-5)
+
+
+@every_case
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])  # the autoregressive inverse has a form for each
+def test_round_trips(case, grad):
+    transform, (x, context) = case.shaken(), case.rows(20, scale=2.0)
+    with torch.set_grad_enabled(grad):
+        for there, back in ((transform, transform.inverse), (transform.inverse, transform)):
+            y, logabsdet = there(x, context)
+            x_back, logabsdet_back = back(y, context)
+            close(x_back, x, case.loose)
+            close(logabsdet_back, -logabsdet, case.loose)
+
+
+@pytest.mark.parametrize("case", DOUBLES, ids=str)
+def test_log_determinant_is_autograds(case):
+    transform, (x, context) = case.shaken(), case.rows(4)
+    for direction in (transform, transform.inverse):
+        close(direction(x, context)[1], torch.linalg.slogdet(jacobian(direction, x, context)).logabsdet, 1e-8)
+
+
+@pytest.mark.parametrize("case", LEARNT, ids=str)
+@pytest.mark.parametrize("direction", ["density", "sampling"])
+def test_every_parameter_gets_a_finite_gradient(case, direction):
+    transform, (x, context) = case.shaken(), case.rows(64)
+    y, logabsdet = (transform if direction == "density" else transform.inverse)(x, context)
+    (y.square().sum() - logabsdet.sum()).backward()
+    for name, p in transform.named_parameters():
+        if p.numel():
+            assert p.grad is not None, name
+            assert p.grad.isfinite().all(), name
+            assert p.grad.count_nonzero() > 0, name
+
+
+@every_case
+def test_state_round_trip(case):
+    transform, (x, context) = case.shaken(), case.rows(6)
+    twin = case.fresh()
+    twin.load_state_dict(transform.state_dict())
+    for other in (twin, copy.deepcopy(transform)):
+        for mine, its in ((transform, other), (transform.inverse, other.inverse)):
+            for a, b in zip(mine(x, context), its(x, context)):
+                assert torch.equal(a, b)
+
+
+@every_case
+def test_tails_are_finite(case):
+    transform, (x, context) = case.shaken(), case.rows(20)
+    for far in (1e3 * x, torch.full_like(x, 1e3), torch.full_like(x, -1e3)):
+        for direction in (transform, transform.inverse):
+            y, logabsdet = direction(far, context)
+            assert y.isfinite().all() and logabsdet.isfinite().all()
+
+
+@every_case
+def test_a_row_is_transformed_alone(case):
+    transform, (x, context) = case.shaken(), case.rows(6)
+    y, logabsdet = transform(x, context)
+    for i in range(len(x)):
+        y_i, logabsdet_i = transform(x[i:i + 1], None if context is None else context[i:i + 1])
+        close(y_i, y[i:i + 1], case.loose)
+        close(logabsdet_i, logabsdet[i:i + 1], case.loose)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.context_features], ids=str)
+def test_the_context_matters(case):
+    transform, (x, context) = case.shaken(), case.rows(6)
+    assert not torch.allclose(transform(x, context)[0], transform(x, context + 1)[0])
+    with pytest.raises(ValueError, match="context"):
+        transform(x)
+    with pytest.raises(ValueError, match="context"):
+        transform(x, context[:, :1])
+
+
+@every_case
+def test_inside_nflows(case):
+    transform, (x, context) = case.shaken(), case.rows(5)
+    chain = CompositeTransform([transform, InverseTransform(copy.deepcopy(transform))])  # together the identity
+    flow = NFlow(chain, StandardNormal([case.features]).to(case.dtype))
+    log_prob = flow.log_prob(x, context=context)
+    close(log_prob, StandardNormal([case.features]).to(case.dtype).log_prob(x), 10 * case.loose)
+    if case.dtype == torch.float32:  # nflows draws float32 noise whatever the parameters' dtype
+        samples = flow.sample(3, context=context)
+        assert samples.shape == ((3, case.features) if context is None else (5, 3, case.features))
+        assert samples.isfinite().all()
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.dtype == torch.float32], ids=str)
+def test_double_agrees_with_float(case):
+    transform, (x, context) = case.shaken(), case.rows(20)
+    y, logabsdet = transform(x, context)
+    y64, logabsdet64 = transform.double()(x.double(), None if context is None else context.double())
+    assert y64.dtype == logabsdet64.dtype == torch.float64
+    close(y.double(), y64, 1e-4)
+    close(logabsdet.double(), logabsdet64, 1e-3)
