@@ -22,8 +22,9 @@ help:           ## this list
 
 env: $(VENV)/.dev  ## the environment with all that the tests need
 
+# --resume: a search that was stopped goes on, a finished one says so
 search: $(VENV)/.run  ## search the best flow for the gas turbine data (DATA=file OUT=folder ARGS="--lam 0.5")
-	$(BIN)/autonf search $(DATA) --out $(OUT) $(ARGS)
+	$(BIN)/autonf search $(DATA) --out $(OUT) --resume $(ARGS)
 	@echo "The report: $(abspath $(OUT))/report.html"
 
 test: check     ## all tests but the slow ones
