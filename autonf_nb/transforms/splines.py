@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -75,7 +76,7 @@ class _Saved(NamedTuple):
     shrinkage: Tensor  # (2K, n)
     below: Tensor  # (K-1, n): 1 where the left end of the next bin is at or below x
     index: Tensor  # bin * n + element
-    totals: Tensor  # (2, n)
+    scale: Tensor  # (2, n), total size over the length of the box
     size: Tensor  # (2, n), of the bin x is in
     d: Tensor  # (2, n), slopes at its ends
     d_shrinkage: Tensor  # (2, n)
@@ -95,23 +96,22 @@ def _evaluate(x: Tensor, params: Tensor, bound: float, inverse: bool) -> tuple[T
     side, other = (1, 0) if inverse else (0, 1)
     one = x.new_ones(())
     sizes, lefts, totals, shrinkage = _bins(params[:2 * K], one)
-    scaled = x * (0.5 / bound)
-    at = scaled.clamp(-0.5, 0.5)  # into the box before anything else: nothing outside can overflow
-    inside = torch.eq(scaled, at, out=torch.empty_like(at))
-    ends = totals.unbind(0)
-    at *= ends[side]  # compared with sums of sizes, so that K sizes need no division by their total
+    at = x.clamp(-bound, bound)  # into the box before anything else: nothing outside can overflow
+    inside = torch.eq(x, at, out=torch.empty_like(at))
+    scale = totals.mul_(0.5 / bound)  # of sizes, a unit of length
+    scales = scale.unbind(0)
+    at *= scales[side]  # to the scale of the sizes, so that K of them need no division
 
     below = torch.le(lefts[side, 1:], at, out=x.new_empty(K - 1, n))
     index = torch.arange(n, device=x.device).add_(below.sum(0).long(), alpha=n)
     size, left = sizes.view(2, K * n).index_select(1, index), lefts.view(2, K * n).index_select(1, index)
-    logits = x.new_zeros(K + 1, n)  # a zero at either end: slope 1 there
-    logits[1:K] = params[2 * K:]
+    logits = F.pad(params[2 * K:], (0, 0, 1, 1))  # a zero at either end: slope 1 there
     d = logits.as_strided((2, K * n), (n, 1)).index_select(1, index)  # at both ends of the bin; only these are exponentiated
     d_shrinkage = _shrinkage(d, one, LOG_RANGE)
     d.mul_(d_shrinkage).exp_()
 
     (w, h), (d0, d1), left = size.unbind(0), d.unbind(0), left.unbind(0)
-    s = (h * ends[0]).div_(w * ends[1])
+    s = (h * scales[0]).div_(w * scales[1])
     e = (d0 + d1).sub_(s, alpha=2)
     position = at.sub_(left[side]).div_(h if inverse else w).clamp_(0, 1)
     t = _solve(position, s, d0, e) if inverse else position
@@ -121,22 +121,22 @@ def _evaluate(x: Tensor, params: Tensor, bound: float, inverse: bool) -> tuple[T
     r = position if inverse else torch.addcmul(d0 * tt, s, t2).div_(den)
     num = (t1 * t1).mul_(d0).addcmul_(d1, t2).addcmul_(s, tt, value=2)
     slope = (s / den).square_().mul_(num)
-    y = (torch.addcmul(left[0], w, t) if inverse else torch.addcmul(left[1], h, r)).div_(ends[other]).mul_(2 * bound)
+    y = (torch.addcmul(left[0], w, t) if inverse else torch.addcmul(left[1], h, r)).div_(scales[other])
     torch.lerp(x, y, inside, out=y)  # exact at weights 0 and 1, and cheaper than `where` with a boolean
     logabsdet = slope.log().mul_(inside)
     if inverse:
         logabsdet.neg_()
-    return y, logabsdet, _Saved(x, y, inside, sizes, shrinkage, below, index, totals, size, d, d_shrinkage,
+    return y, logabsdet, _Saved(x, y, inside, sizes, shrinkage, below, index, scale, size, d, d_shrinkage,
                                 s, e, t, t1, r, num, den, slope)
 
 # %% ../../nbs/02b_splines.ipynb #c3dbbcc0
-def _curve_gradient(gy: Tensor, gl: Tensor, v: _Saved, bound: float, inverse: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _curve_gradient(gy: Tensor, gl: Tensor, v: _Saved, inverse: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients inside one bin, from those of y and logabsdet.
 
     Of x (n,); of the two left ends (2, n), sign reversed; of log h, whose negative is that of log w, s being h / w, (n,);
     of the two slopes (2, n).
     """
-    (w, h), (d0, d1), (end_w, end_h) = v.size.unbind(0), v.d.unbind(0), v.totals.unbind(0)
+    (w, h), (d0, d1), (scale_w, scale_h) = v.size.unbind(0), v.d.unbind(0), v.scale.unbind(0)
     t, t1, s, den = v.t, v.t1, v.s, v.den
     g, gl = gy * v.inside, gl * v.inside
     tt, t2, mid = t * t1, t * t, t1 - t
@@ -146,13 +146,13 @@ def _curve_gradient(gy: Tensor, gl: Tensor, v: _Saved, bound: float, inverse: bo
     bend = (d1 * t).addcmul_(d0, t1, value=-1).addcmul_(s, mid).div_(v.num).sub_(mid.mul_(v.e).div_(den)).mul_(gl).div_(w)
     if inverse:
         # x = f^-1(y): its gradients are those of f at the same point, with these two in place of g and gl
-        gx = torch.addcmul(g, bend, end_w, value=-1 / bound).div_(v.slope)
-        torch.div(g, end_w, out=left_w).mul_(-2 * bound)
+        gx = torch.addcmul(g, bend, scale_w, value=-2).div_(v.slope)
+        torch.div(g, scale_w, out=left_w).neg_()
         g, gl = -gx, -gl
     else:
-        torch.mul(g, v.slope, out=left_w).div_(end_w).add_(bend, alpha=1 / bound).mul_(2 * bound)
-        gx = (left_w * end_w).mul_(0.5 / bound)
-    torch.div(g, end_h, out=left_h).mul_(-2 * bound)
+        torch.mul(g, v.slope, out=left_w).div_(scale_w).add_(bend, alpha=2)
+        gx = left_w * scale_w
+    torch.div(g, scale_h, out=left_h).neg_()
     of_r, of_num = (left_h * h).div_(den), gl / v.num
     of_den = torch.addcdiv(of_r * v.r, gl, den, value=-2)
     d_left, d_right = d.unbind(0)
@@ -165,13 +165,12 @@ def _curve_gradient(gy: Tensor, gl: Tensor, v: _Saved, bound: float, inverse: bo
 def _gradient(gy: Tensor, gl: Tensor, v: _Saved, bound: float, inverse: bool) -> tuple[Tensor, Tensor]:
     "Gradients of x (n,) and params (3K-1, n) from those of y and logabsdet."
     K, n = v.sizes.shape[1:]
-    gx, left, log_h, d = _curve_gradient(gy, gl, v, bound, inverse)
+    gx, left, log_h, d = _curve_gradient(gy, gl, v, inverse)
     d.mul_(v.d).mul_(v.d_shrinkage).mul_(v.d_shrinkage)
     log_size = torch.stack((log_h, -log_h))
     own = (left * torch.stack((v.t, v.r))).addcdiv_(log_size, v.size)
-    share = torch.stack((v.y, v.x) if inverse else (v.x, v.y))  # how far through the box, in [0, 1]
-    torch.add(gy.new_full((), 0.5), share, alpha=0.5 / bound, out=share)
-    total = (left * share).addcdiv_(log_size, v.totals)
+    ends = torch.stack((v.y, v.x) if inverse else (v.x, v.y))
+    total = (left * ends).addcdiv_(log_size, v.scale).mul_(0.5 / bound).add_(left, alpha=0.5)
 
     # Size j enters through the totals, through the left end if its bin lies below, and as itself if x is in it.
     grad = gy.new_empty(3 * K - 1, n)
