@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -24,10 +25,10 @@ from .candidates import CANDIDATES
 from .metrics import fom1, pareto_front
 
 # %% auto #0
-__all__ = ['REQUIRED', 'LIGHT', 'DARK', 'STYLE', 'number', 'with_error', 'duration', 'arrow', 'verdict', 'Theme', 'Picture',
-           'picture', 'draw_models', 'draw_tradeoff', 'block_weights', 'draw_weights', 'draw_losses',
-           'draw_search_losses', 'ks_distance', 'draw_marginals', 'pick_pair', 'draw_pair', 'table', 'facts', 'section',
-           'bullets', 'usage_code', 'metrics_of', 'page', 'write_report']
+__all__ = ['REQUIRED', 'LIGHT', 'DARK', 'STYLE', 'number', 'with_error', 'duration', 'arrow', 'brief', 'verdict', 'Theme',
+           'Picture', 'picture', 'draw_models', 'tried_groups', 'draw_tradeoff', 'block_weights', 'draw_weights',
+           'draw_losses', 'draw_search_losses', 'ks_distance', 'draw_marginals', 'pick_pair', 'draw_pair', 'table',
+           'facts', 'section', 'bullets', 'usage_code', 'metrics_of', 'page', 'write_report']
 
 # %% ../nbs/11b_report.ipynb #23a74c79
 def number(x: float | None, digits: int = 3) -> str:
@@ -54,6 +55,16 @@ def duration(seconds: float) -> str:
 def arrow(architecture: Sequence[str]) -> str:
     "An architecture as text, data side first."
     return " > ".join(architecture) or "(identity)"
+
+
+def brief(architecture: Sequence[str]) -> str:
+    "An architecture for a narrow table: a cell that is repeated is written once, (MAF > RQ-C) x 2."
+    names = list(architecture)
+    period = next((p for p in range(1, len(names)) if len(names) % p == 0 and names == names[:p] * (len(names) // p)), 0)
+    if not period:
+        return arrow(names)
+    cell = arrow(names[:period])
+    return f"{cell if period == 1 else f'({cell})'} x {len(names) // period}"
 
 # %% ../nbs/11b_report.ipynb #5473875f
 REQUIRED = ("data.name", "data.columns", "data.rows", "search", "flow.architecture", "flow.cost", "models")
@@ -145,10 +156,9 @@ def picture(name: str, alt: str, draw: Callable[[Figure, Theme], None], size: tu
     pngs = []
     for theme in (LIGHT, DARK):
         fig = Figure(figsize=size, dpi=150, facecolor=theme.paper, layout="constrained")
-        FigureCanvasAgg(fig)
+        canvas, buffer = FigureCanvasAgg(fig), io.BytesIO()
         draw(fig, theme)
-        buffer = io.BytesIO()
-        fig.savefig(buffer, format="png", facecolor=theme.paper)
+        canvas.print_png(buffer)  # savefig draws everything twice, once only to lay it out
         pngs.append(buffer.getvalue())
     return Picture(name, alt, *pngs)
 
@@ -173,13 +183,19 @@ def _legend(ax_or_fig, theme: Theme, **options) -> None:
         legend.get_title().set_color(theme.ink)
 
 
+def _wrap(name: str, width: int = 24) -> str:
+    "A column's name in at most two lines."
+    return "\n".join(textwrap.wrap(str(name), width, max_lines=2, placeholder=" …"))
+
+
 def _color(theme: Theme, name: str, names: Sequence[str]) -> str:
     return theme.palette[list(names).index(name) % len(theme.palette)]
 
 # %% ../nbs/11b_report.ipynb #93fc7660
 def draw_models(summary: dict) -> Picture:
-    "NLL of every model with its error: the shorter the bar's reach to the right, the better."
-    rows = summary["models"]
+    "NLL with its error: the flow found, its variants, the plain models, and of the stacks the four of lowest FOM 1."
+    stacks = sorted((m for m in summary["models"] if m.get("kind") == "stack"), key=lambda m: m.get("fom1") or math.inf)
+    rows = [m for m in summary["models"] if m.get("kind") != "stack"] + stacks[:4]
 
     def draw(fig: Figure, theme: Theme) -> None:
         ax = fig.subplots()
@@ -197,39 +213,41 @@ def draw_models(summary: dict) -> Picture:
     return picture("models", alt, draw, (4.4, 1.2 + 0.36 * len(rows)))
 
 # %% ../nbs/11b_report.ipynb #833bb594
-def _points(summary: dict) -> list[tuple[str, str, float, float]]:
-    "(kind, name, cost, NLL) of what is known of the trade-off: prefixes on the validation rows, stacks on the held-out ones."
-    prefixes = (summary.get("history") or {}).get("prefixes") or []
-    points = [("prefix", arrow(p["architecture"]), p["cost"], p["val_nll"]) for p in prefixes]
-    stacks = [m for m in summary["models"] if m.get("kind") == "stack" and m.get("cost") is not None]
-    return points + [("stack", m["name"], m["cost"], m["nll"]) for m in stacks]
+def tried_groups(history: dict) -> list[tuple[str, list[dict]]]:
+    "The flows tried during the search as (how trained, flows): briefly, then in full; the empty flow and repeats left out."
+    tried = [p for p in history.get("prefixes") or [] if p["architecture"]]
+    longest = max((p.get("steps") or 0 for p in tried), default=0)
+    groups = {"brief": [], "full": []}
+    for p in tried:
+        groups["full" if (p.get("steps") or 0) == longest else "brief"].append(p)
+    words = f"in full ({longest:,} steps)" if longest else "in the superflow"
+    return [(words, groups["full"])] + ([("briefly", groups["brief"])] if groups["brief"] else [])
 
 
 def draw_tradeoff(summary: dict) -> Picture | None:
-    "NLL against cost, with the line on which FOM 1 equals that of the flow found."
-    points, found, lam = _points(summary), summary["models"][0], summary["search"].get("lam")
-    if len(points) < 2:
+    "NLL against cost of all that was trained, with the line on which FOM 1 equals that of the flow found."
+    found, lam = summary["models"][0], summary["search"].get("lam")
+    cost, markers = summary["flow"]["cost"], ("s", "x")
+    groups = [(f"tried, trained {how} (validation rows)", marker, [(p["cost"], p["val_nll"]) for p in flows])
+              for (how, flows), marker in zip(tried_groups(summary.get("history") or {}), markers)]
+    stacks = [(m["cost"], m["nll"]) for m in summary["models"] if m.get("kind") == "stack" and m.get("cost") is not None]
+    groups += [("single-type stacks (held-out rows)", "^", stacks)] if stacks else []
+    if sum(len(points) for _, _, points in groups) < 2:
         return None
-    cost = summary["flow"]["cost"]
+    widest = max([c for _, _, points in groups for c, _ in points] + [cost]) * 1.05
 
     def draw(fig: Figure, theme: Theme) -> None:
         ax = fig.subplots()
-        for kind, label, marker, color in (
-            ("prefix", "after each block (validation rows)", "s", theme.palette[2]),
-            ("stack", "single-type stacks", "^", theme.palette[1]),
-        ):
-            chosen = [(c, nll) for k, _, c, nll in points if k == kind]
-            if chosen:
-                ax.plot(*zip(*chosen), marker, color=color, ms=5, label=label, ls=":" if kind == "prefix" else "", lw=1)
-        ax.plot(cost, found["nll"], "o", ms=8, color=theme.accent, label="the flow found")
+        for (label, marker, points), color in zip(groups, (theme.palette[2], theme.palette[6], theme.palette[1])):
+            ax.plot(*zip(*points), marker, color=color, ms=5, label=label)
+        ax.plot(cost, found["nll"], "o", ms=8, color=theme.accent, label="the flow found (held-out rows)")
         if lam:
-            line = np.linspace(0, max(c for _, _, c, _ in points + [("", "", cost, 0.0)]) * 1.05 + 1e-9, 2)
-            ax.plot(line, found["nll"] + lam * (cost - line), "--", lw=1, color=theme.ink, label="same FOM 1 as the flow found")
+            ends = np.array([0.0, widest])
+            ax.plot(ends, found["nll"] + lam * (cost - ends), "--", lw=1, color=theme.ink, label="same FOM 1 as the flow found")
         _dress(ax, theme, "Below the dashed line is better", "cost (RealNVP layer = 1)", "NLL, nats a row")
         _legend(fig, theme, loc="outside lower center", ncols=1)
 
-    alt = "NLL against cost: " + "; ".join(f"{name}: cost {number(c, 2)}, NLL {number(nll, 2)}" for _, name, c, nll in points)
-    return picture("tradeoff", alt, draw, (4.4, 3.9))
+    return picture("tradeoff", "NLL against cost of the flows that were trained, and the line of equal FOM 1", draw, (4.4, 4.1))
 
 # %% ../nbs/11b_report.ipynb #dc03bb47
 def block_weights(block: dict) -> list[tuple[str, list[str], np.ndarray]]:
@@ -342,13 +360,13 @@ def draw_marginals(columns: Sequence[str], samples: dict, most: int = 24) -> lis
             ):
                 share = np.full(len(rows), 100 / len(rows))
                 ax.hist(rows[:, i], bins, weights=share, histtype=kind, color=color, lw=1.5, label=label)
-            _dress(ax, theme, f"{columns[i]} (KS {distance[columns[i]]:.3f})", y="% of rows" if i == group[0] else "")
+            _dress(ax, theme, f"{_wrap(columns[i])}\nKS {distance[columns[i]]:.3f}", y="% of rows" if i == group[0] else "")
         handles = axes[0].get_legend_handles_labels()
         fig.legend(*handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False, labelcolor=theme.ink)
 
     return [
         picture(f"marginals_{n + 1}", "Histograms of data and samples: " + ", ".join(columns[i] for i in group),
-                lambda fig, theme, group=group: draw(fig, theme, group), (4.4, 3.7 if len(group) > 2 else 2.1))
+                lambda fig, theme, group=group: draw(fig, theme, group), (4.4, 4.1 if len(group) > 2 else 2.4))
         for n, group in enumerate(groups)
     ]
 
@@ -376,7 +394,7 @@ def draw_pair(columns: Sequence[str], samples: dict, pair: Sequence[str] | None 
         for ax, rows, title, color in zip(axes, (data, flow), ("held-out rows", "samples of the flow"), (theme.ink, theme.accent)):
             ax.plot(rows[:n, i], rows[:n, j], ".", ms=2.2, alpha=0.45, color=color, mew=0, rasterized=True)
             ax.set(xlim=x, ylim=y)
-            _dress(ax, theme, title, columns[i], columns[j] if ax is axes[0] else "")
+            _dress(ax, theme, title, _wrap(columns[i], 28), _wrap(columns[j], 28) if ax is axes[0] else "")
 
     return picture("pair", f"{columns[i]} against {columns[j]}: {n} held-out rows beside {n} samples", draw, (4.4, 2.5))
 
@@ -400,10 +418,10 @@ section{background:var(--card);border:1px solid var(--line);border-radius:10px;p
 .warn{background:var(--warnbg);color:var(--warn);border:1px solid currentColor;border-radius:10px;padding:10px 16px;margin:16px 0}
 .warn ul,.plain{margin:.2rem 0;padding-left:1.2rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.94rem;font-variant-numeric:tabular-nums}
-th,td{text-align:left;padding:6px 10px;border-bottom:1px solid var(--line);vertical-align:top}td+td,th+th{white-space:nowrap}
+th,td{text-align:left;padding:6px 10px;border-bottom:1px solid var(--line);vertical-align:top}td+td{white-space:nowrap}th{vertical-align:bottom}td:first-child{min-width:7.5rem}
 th{color:var(--soft);font-weight:600}.num{text-align:right}tr.mark td{background:var(--mark);font-weight:600}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:14px;align-items:start}
-figure{margin:8px 0;break-inside:avoid}img{max-width:100%;height:auto;display:block;border-radius:6px}figcaption{font-size:.88rem;margin-top:4px}
+figure{margin:8px 0;break-inside:avoid}img{width:100%;max-width:560px;height:auto;display:block;border-radius:6px}figcaption{font-size:.88rem;margin-top:4px}
 dl{display:grid;grid-template-columns:minmax(7rem,max-content) 1fr;gap:4px 16px;margin:.3rem 0}dd{margin:0;overflow-wrap:anywhere}
 pre{background:var(--paper);border:1px solid var(--line);border-radius:8px;padding:12px;overflow-x:auto;font-size:.88rem}
 @media(max-width:480px){main{padding:10px 8px 32px}section{padding:14px 12px 10px}th,td{padding:6px 7px}h1{font-size:1.45rem}dl{grid-template-columns:1fr}dt{margin-top:6px}}
@@ -504,10 +522,11 @@ def _cost_model(search: dict) -> str | None:
 def _how_good(summary: dict, drawn: Picture) -> str:
     "The table of models beside its picture."
     rows = [
-        [m["name"] + (f" ({m['detail']})" if m.get("detail") else ""), with_error(m), number(m.get("nll_data_units")),
+        [m["name"], with_error(m), number(m.get("nll_data_units")),
          str(m["layers"]) if m.get("layers") is not None else "–", number(m.get("cost"), 2), number(m.get("fom1"))]
         for m in summary["models"]
     ]
+    details = [f"{m['name']}: {m['detail']}" for m in summary["models"] if m.get("detail")]
     heads = ["model", "NLL (standardised)", "NLL (data units)", "layers", "cost", "FOM 1"]
     data = summary["data"]
     text = (
@@ -516,41 +535,67 @@ def _how_good(summary: dict, drawn: Picture) -> str:
     )
     if data.get("log_abs_det") is not None:
         text += f" The data's units shift every NLL by the standardiser's log-determinant: {number(-data['log_abs_det'])}."
-    return section("How good it is", f"<p>{text}</p>", table(heads, rows, mark=0), drawn.to_html())
+    return section("How good it is", f"<p>{text}</p>", table(heads, rows, mark=0), bullets(details), drawn.to_html())
 
 # %% ../nbs/11b_report.ipynb #71d19e97
-def _block(block: dict, index: int, drawn: Picture) -> str:
-    "One block: what it chose, the curves, and the next best paths."
-    chosen, best = block["chosen"], block.get("argmin")
-    text = f"Chosen: <b>{escape(arrow(chosen) if chosen else 'no further layer')}</b>."
-    if best is not None and list(best) != list(chosen):
-        text += f" The lowest price in the table is another path's, {escape(arrow(best) if best else 'no further layer')}: a close call."
-    rows = [[arrow(a["path"]) if a["path"] else "(no layer)", number(a["nll"]), number(a["cost"], 2), number(a["fom1"])]
-            for a in (block.get("alternatives") or [])[:6]]
-    mark = next((i for i, a in enumerate((block.get("alternatives") or [])[:6]) if list(a["path"]) == list(chosen)), None)
+def _block(block: dict, index: int, drawn: Picture, architecture: Sequence[str]) -> str:
+    "One block: what its weights chose, the curves, and the next best paths."
+    chosen, best, first = list(block["chosen"]), block.get("argmin"), block.get("first_layer", 0)
+    text = f"The weights chose <b>{escape(arrow(chosen) if chosen else 'no layer')}</b>"
+    text += f" on top of {first} layers. " if first else ". "
+    if not chosen and len(architecture) == first:
+        text += "The flow found ends there. "
+    elif chosen and list(architecture[first : first + len(chosen)]) == chosen:
+        text += "The flow found has it there. "
+    if best is not None and list(best) != chosen:
+        text += f"The lowest price in the table is another path's, {escape(arrow(best) if best else 'no layer')}: a close call. "
+    prices = block.get("alternatives") or []
+    shown = prices[:6] + [p for p in prices[6:] if list(p["path"]) == chosen]
+    rows = [[brief(p["path"]) if p["path"] else "(no layer)", number(p["nll"]), number(p["cost"], 2), number(p["fom1"])] for p in shown]
+    mark = next((i for i, p in enumerate(shown) if list(p["path"]) == chosen), None)
     listing = table(["path", "shared NLL", "cost", "NLL + λ C"], rows, mark) if rows else ""
-    return f'<div><h3>Block {index}</h3><p>{text}</p>{drawn.to_html()}{listing}</div>'
+    return f"<div><h3>Block {index}</h3><p>{text}</p>{drawn.to_html()}{listing}</div>"
+
+
+def _tried(summary: dict) -> str:
+    "The flows that were trained on the way, best first; the one found stands out."
+    parts, names = [], list(summary["flow"]["architecture"])
+    for how, flows in tried_groups(summary.get("history") or {}):
+        flows = sorted(flows, key=lambda p: p["val_fom1"])[:8]
+        rows = [[brief(p["architecture"]), number(p["val_nll"]), number(p["cost"], 2), number(p["val_fom1"])] for p in flows]
+        mark = next((i for i, p in enumerate(flows) if list(p["architecture"]) == names), None)
+        parts.append(f"<h3>Trained {escape(how)}</h3>" + table(["flow", "validation NLL", "cost", "FOM 1"], rows, mark))
+    return "".join(parts)
+
+
+def _front(summary: dict) -> str:
+    "What a unit of cost buys from step to step along the Pareto front of the flow found and the stacks."
+    priced = [m for m in summary["models"] if m.get("kind") in ("found", "stack") and m.get("cost") is not None]
+    best = [priced[i] for i in pareto_front([m["nll"] for m in priced], [m["cost"] for m in priced])]
+    if len(best) < 2:
+        return ""
+    rows = [[b["name"], number(b["cost"], 2), number(b["nll"]), number((a["nll"] - b["nll"]) / (b["cost"] - a["cost"]))]
+            for a, b in zip(best, best[1:])]
+    start = f"Each row against the one before it, the first against {best[0]['name']} (cost {number(best[0]['cost'], 2)})."
+    heads = ["up to", "cost", "NLL", "nats per unit of cost"]
+    return f"<h3>What a step along the front buys</h3><p>{escape(start)}</p>" + table(heads, rows)
 
 
 def _why(summary: dict, blocks: list[str], tradeoff: Picture | None) -> str:
-    "Why this flow: the price line, then block by block."
+    "Why this flow: what was trained and at what price, then block by block."
     lam = summary["search"].get("lam")
     text = (
         f"The search looks for the lowest FOM 1 = NLL + λ × cost with λ = {lam}: a layer that costs as much as one RealNVP layer has to "
-        f"lower the NLL by {lam} nats a row. It works from the data side, block by block. In each block all paths of candidates are "
-        "trained together, as one superflow that shares their layers; the curves say how the choice among them came about, and the "
-        "tables price the best paths with the shared layers on the validation rows. Shared prices rank paths; most are higher than "
-        "what a path reaches when it is trained on its own."
+        f"lower the NLL by {lam} nats a row. In a block of layers all paths of candidates are trained together, as one superflow that "
+        "shares their layers; the curves show how the weights chose among them, and the tables price the best paths with the shared "
+        "layers on the validation rows. Shared prices rank paths; most are higher than what a path reaches when it is trained on its own."
     )
-    front = ""
-    points = _points(summary)
-    best = pareto_front([p[3] for p in points], [p[2] for p in points]) if points else []
-    if len(best) > 1:
-        steps = [(points[a], points[b]) for a, b in zip(best, best[1:])]
-        rows = [[b[1], number(b[2], 2), number(b[3]), number((a[3] - b[3]) / (b[2] - a[2]), 3)] for a, b in steps]
-        front = "<h3>What a step along the front buys</h3>" + table(["up to", "cost", "NLL", "nats per unit of cost"], rows)
-    grid = f'<div class="grid"><div>{tradeoff.to_html()}</div><div>{front}</div></div>' if tradeoff else front
-    return section("Why this one", f"<p>{text}</p>", grid, f'<div class="grid">{"".join(blocks)}</div>' if blocks else "", long=True)
+    if len(tried_groups(summary.get("history") or {})) > 1:
+        text += " What the blocks proposed was then trained on its own, many flows briefly and the best of them in full."
+    left, right = (tradeoff.to_html() if tradeoff else "") + _front(summary), _tried(summary)
+    both = f'<div class="grid"><div>{left}</div><div>{right}</div></div>' if left or right else ""
+    listed = f'<div class="grid">{"".join(blocks)}</div>' if blocks else ""
+    return section("Why this one", f"<p>{text}</p>", both, listed, long=True)
 
 # %% ../nbs/11b_report.ipynb #e5375892
 def _how_trained(history: dict, pictures: Sequence[Picture]) -> str:
@@ -604,13 +649,14 @@ def usage_code(summary: dict, folder: str) -> str:
     "Python that loads and uses the flow in `folder`."
     usage, columns = summary.get("usage") or {}, list(summary["data"]["columns"])
     context = ", context" if usage.get("n_context") else ""
-    shown = ", ".join(map(str, columns[:6])) + (", ..." if len(columns) > 6 else "")
+    shown = ", ".join(map(str, columns[:4])) + (", ..." if len(columns) > 4 else "")
     return (
         "from autonf_nb import AutoNF\n\n"
         f"est = AutoNF.load({usage.get('folder') or folder!r})\n"
-        f"est.log_prob(X{context})      # X: (rows, {len(columns)}), columns {shown}; nats, in the data's units\n"
-        f"est.sample(1000{context})     # (1000, {len(columns)}) rows in the data's units\n"
-        "est.flow_                # the flow itself, a torch module on standardised columns\n"
+        f"est.log_prob(X{context})     # nats a row, in the data's units\n"
+        f"est.sample(1000{context})    # 1000 rows in the data's units\n"
+        "est.flow_               # the flow itself, a torch module on standardised columns\n"
+        f"# X: {len(columns)} columns, {shown}\n"
     )
 
 
@@ -650,7 +696,7 @@ def _plain(value: object) -> object:
 
 
 def metrics_of(summary: dict) -> dict:
-    "What metrics.json holds: `meta` (what made it), `rows` (one a model), the flow, the prefixes and the notes."
+    "What metrics.json holds: `meta` (what made it), the flow, one row a model, the flows tried and the notes."
     history, data = summary.get("history") or {}, summary["data"]
     meta = {k: summary.get(k) for k in ("command", "seed", "versions", "machine", "date")} | {"data": data, "search": summary["search"]}
     marginals = None
@@ -659,7 +705,7 @@ def metrics_of(summary: dict) -> dict:
         if len(rows) and len(drawn):
             marginals = {c: ks_distance(rows[:, i], drawn[:, i]) for i, c in enumerate(data["columns"])}
     return _plain({
-        "meta": meta, "flow": summary["flow"], "rows": summary["models"], "prefixes": history.get("prefixes"),
+        "meta": meta, "flow": summary["flow"], "models": summary["models"], "tried": history.get("prefixes"),
         "val_nll": history.get("figures"), "marginal_ks": marginals, "seconds": summary.get("seconds"),
         "warnings": summary.get("warnings") or [], "notes": summary.get("notes") or []})
 
@@ -670,7 +716,7 @@ def _write(path: Path, content: str | bytes) -> None:
     part.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(part, path)
 
-# %% ../nbs/11b_report.ipynb #19a91464
+# %% ../nbs/11b_report.ipynb #94583f14
 def page(summary: dict, folder: str = "flow_dir") -> tuple[str, list[Picture]]:
     "The page as HTML, and the pictures in it."
     summary = _checked(summary)
@@ -679,7 +725,7 @@ def page(summary: dict, folder: str = "flow_dir") -> tuple[str, list[Picture]]:
     names = list(dict.fromkeys([n for b in blocks for n in b["candidates"]] + list(summary["flow"]["architecture"])))
     models, tradeoff = draw_models(summary), draw_tradeoff(summary)
     weights = [draw_weights(b, i + 1, names) for i, b in enumerate(blocks) if len(b.get("step") or []) > 1]
-    told = [_block(b, i + 1, w) for i, (b, w) in enumerate(zip(blocks, weights))]
+    told = [_block(b, i + 1, w, summary["flow"]["architecture"]) for i, (b, w) in enumerate(zip(blocks, weights))]
     losses = [p for p in (draw_losses(history), draw_search_losses(history)) if p]
     samples = summary.get("samples")
     enough = bool(samples) and all(len(rows) > 2 for rows in _finite(samples))
