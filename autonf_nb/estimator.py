@@ -6,7 +6,7 @@
 __all__ = ['MASKS', 'ENGINES', 'FORMAT', 'FORMAT_VERSION', 'WEIGHTS', 'CONFIG', 'Units', 'fit_units', 'fit_context_units',
            'check_parameters', 'check_batch_size', 'Prepared', 'as_rows', 'column_names', 'prepare', 'leaves',
            'build_flow', 'layer_numbers', 'canonical', 'FlowFolderError', 'config_checksum', 'write_files',
-           'config_text', 'write_flow', 'read_flow', 'Fitting', 'check_checkpoint', 'Density', 'Saving', 'AutoNF']
+           'config_text', 'write_flow', 'read_flow', 'check_checkpoint', 'Fitting', 'Density', 'Saving', 'AutoNF']
 
 # %% ../nbs/11_estimator.ipynb #a4093738
 import copy
@@ -367,6 +367,18 @@ def read_flow(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, load_tensors(weights)
 
 # %% ../nbs/11_estimator.ipynb #8a986d5c
+def check_checkpoint(folder: Path) -> None:
+    "A search clears its checkpoint folder when it starts: refuse one that holds anything else."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        foreign = any(folder.iterdir()) and not (folder/"run.json").exists()
+    except OSError as error:
+        reason = "a file of that name is in the way" if isinstance(error, (FileExistsError, NotADirectoryError)) else error.strerror
+        raise OSError(error.errno, f"the checkpoint folder {folder} cannot be written ({reason}): choose another") from error
+    if foreign:
+        raise ValueError(f"the checkpoint folder {folder} holds other files, which a search would remove: name a new folder.")
+
+# %% ../nbs/11_estimator.ipynb #1d440b20
 class Fitting:
     "What `AutoNF.fit` does. See `AutoNF`."
 
@@ -414,18 +426,6 @@ class Fitting:
             self.feature_names_in_ = np.array(prepared.columns, dtype=object)
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
-
-
-def check_checkpoint(folder: Path) -> None:
-    "A search clears its checkpoint folder when it starts: refuse one that holds anything else."
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        foreign = any(folder.iterdir()) and not (folder/"run.json").exists()
-    except OSError as error:
-        reason = "a file of that name is in the way" if isinstance(error, (FileExistsError, NotADirectoryError)) else error.strerror
-        raise OSError(error.errno, f"the checkpoint folder {folder} cannot be written ({reason}): choose another") from error
-    if foreign:
-        raise ValueError(f"the checkpoint folder {folder} holds other files, which a search would remove: name a new folder.")
 
 # %% ../nbs/11_estimator.ipynb #9a9c27a9
 class Density:
@@ -546,7 +546,7 @@ class AutoNF(Saving, Density, Fitting, DensityMixin, BaseEstimator):
     - `n_layers`, `block_size`: layers at most, and how many are searched at a time; None: blocks of two.
     - `cost`: "flops", "params", "paper", or a mapping from candidate to number.
     - `strategy`: "op2" (the default recipe), "op2-printed", "op1".
-    - `hidden_features`, `batch_size`, `steps`: width of the networks, rows a step, training steps of a flow (None: 2000).
+    - `hidden_features`, `batch_size`, `steps`: width of the networks, rows a step, training steps of a flow (None: 1000).
     - `max_seconds`: stop in time with the best so far.
     - `dequantize`: add uniform noise of one step to columns with many ties.
     - `masks`: "alternating"; `engine`: "local". `seed`: same seed, same machine, same flow. `device`: "auto", "cpu", "cuda", ...
