@@ -425,7 +425,7 @@ figure{margin:8px 0;break-inside:avoid}img{width:100%;max-width:560px;height:aut
 dl{display:grid;grid-template-columns:minmax(7rem,max-content) 1fr;gap:4px 16px;margin:.3rem 0}dd{margin:0;overflow-wrap:anywhere}
 pre{background:var(--paper);border:1px solid var(--line);border-radius:8px;padding:12px;overflow-x:auto;font-size:.88rem}
 @media(max-width:480px){main{padding:10px 8px 32px}section{padding:14px 12px 10px}th,td{padding:6px 7px}h1{font-size:1.45rem}dl{grid-template-columns:1fr}dt{margin-top:6px}}
-@media print{body{background:#fff;font-size:10.5pt}main{max-width:none;padding:0}section,.tile,.warn{break-inside:avoid;border-color:#ccc}section.long{break-inside:auto}pre{white-space:pre-wrap}}
+@media print{body{background:#fff;font-size:10.5pt}main{max-width:none;padding:0}section,.tile,.warn{break-inside:avoid;border-color:#ccc}section.long{break-inside:auto}.grid{grid-template-columns:1fr 1fr}tr{break-inside:avoid}pre{white-space:pre-wrap}}
 """  # noqa: E501
 
 # %% ../nbs/11b_report.ipynb #7e74d7f1
@@ -527,14 +527,14 @@ def _how_good(summary: dict, drawn: Picture) -> str:
         for m in summary["models"]
     ]
     details = [f"{m['name']}: {m['detail']}" for m in summary["models"] if m.get("detail")]
-    heads = ["model", "NLL (standardised)", "NLL (data units)", "layers", "cost", "FOM 1"]
+    heads = ["model", "NLL (standardised)", "NLL (data units)", "layers", "cost", "FOM\u00a01"]
     data = summary["data"]
     text = (
         f"Nats a row, lower is better, measured on the same {escape(data.get('held_out', 'test'))} rows for every model. The error is two "
         "standard errors of the mean; as the rows are the same, differences between models are known better than these errors suggest."
     )
     if data.get("log_abs_det") is not None:
-        text += f" The data's units shift every NLL by the standardiser's log-determinant: {number(-data['log_abs_det'])}."
+        text += f" In the data's units every NLL is {number(-data['log_abs_det'])} higher: minus the log-determinant of the scaling."
     return section("How good it is", f"<p>{text}</p>", table(heads, rows, mark=0), bullets(details), drawn.to_html())
 
 # %% ../nbs/11b_report.ipynb #71d19e97
@@ -564,7 +564,7 @@ def _tried(summary: dict) -> str:
         flows = sorted(flows, key=lambda p: p["val_fom1"])[:8]
         rows = [[brief(p["architecture"]), number(p["val_nll"]), number(p["cost"], 2), number(p["val_fom1"])] for p in flows]
         mark = next((i for i, p in enumerate(flows) if list(p["architecture"]) == names), None)
-        parts.append(f"<h3>Trained {escape(how)}</h3>" + table(["flow", "validation NLL", "cost", "FOM 1"], rows, mark))
+        parts.append(f"<h3>Trained {escape(how)}</h3>" + table(["flow", "validation NLL", "cost", "FOM\u00a01"], rows, mark))
     return "".join(parts)
 
 
