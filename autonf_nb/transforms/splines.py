@@ -216,7 +216,7 @@ def rational_quadratic_spline(x: Tensor, params: Tensor, bound: float = 3.0, inv
     """
     if params.shape[1:] != x.shape or len(params) % 3 != 2:
         raise ValueError(f"params must be of shape (3K-1, *x.shape) for x of shape {tuple(x.shape)}, got {tuple(params.shape)}")
-    flat, rows = x.reshape(-1), params.to(x.dtype).reshape(len(params), x.numel())
+    flat, rows = x.reshape(-1), params.to(x.dtype).reshape(len(params), x.numel()).contiguous()
     if torch.is_grad_enabled() and (x.requires_grad or params.requires_grad):
         y, logabsdet = _RationalQuadratic.apply(flat, rows, bound, inverse)
     else:
