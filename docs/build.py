@@ -8,6 +8,7 @@
 """
 
 import argparse
+import ast
 import copy
 import re
 import shutil
@@ -16,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+import nbdev.processors
 import nbformat
 import yaml
 from nbformat.v4 import new_markdown_cell
@@ -26,6 +28,7 @@ CALLOUT = re.compile(
     r"^(?P<f>:{3,})\s*\{\.callout-(?P<k>note|tip|warning|important|caution)[^}]*\}[ \t]*\n(?:\s*\n)*(?:#+[ \t]+(?P<t>.+)\n)?", re.M
 )
 SHOWDOC = re.compile(r"^---\n+(?:\[source\]\((?P<url>[^)]+)\)\{[^}]*\}\n+)?(?P<h>#+) (?P<name>\S+)\n+")
+nbdev_runs = nbdev.processors._do_eval
 
 
 def page_name(stem):
@@ -57,6 +60,13 @@ def _renderer():
     return base, TableRenderer
 
 
+def runs_for_docs(cell):
+    "Which cells the site's build executes: the exported ones, plain imports and `show_doc`; never an example that also imports"
+    exported = cell.directives_ and cell.directives_.keys() & {"export", "exports", "exporti", "exec_doc"}
+    plain = cell.cell_type == "code" and all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in cell.parsed_() or [])
+    return (exported or plain or "show_doc(" in cell.source) and nbdev_runs(cell)
+
+
 def process():
     from nbdev.config import get_config
     from nbdev.doclinks import _build_modidx
@@ -69,6 +79,7 @@ def process():
     _build_modidx()
     nbdev_sidebar.__wrapped__()
     _, sd.BasicMarkdownRenderer = _renderer()
+    nbdev.processors._do_eval = runs_for_docs
     cache = proc_nbs(force=True, n_workers=0)  # in this process: the renderer above applies, torch is imported once
     return cfg, cache
 
@@ -76,7 +87,7 @@ def process():
 # --- 2. Quarto markdown -> MyST ------------------------------------------------------------------
 class Prep:
     def __init__(self, cfg, names, anchors):
-        self.names, self.anchors = names, anchors
+        self.names, self.anchors, self.labelled, self.page = names, anchors, set(), ""
         self.base = (cfg.doc_host + cfg.doc_baseurl).rstrip("/") + "/"
         self.blob = f"{cfg.git_url}/blob/{cfg.branch}/"
 
@@ -95,7 +106,8 @@ class Prep:
         s = re.sub(r"\{target=\"_blank\"[^}]*\}", "", s)
 
         def doclink(m):  # a method that no page shows is looked for on its class's page
-            return f"](#{m[2].lower()})" if m[2].lower() in self.anchors else f"]({m[1]}.ipynb)"
+            label = f"{m[1]}--{m[2].lower()}"
+            return f"](#{label})" if label in self.anchors else f"]({m[1]}.ipynb)"
 
         def page(m):
             return f"]({self.names[m[1]]}.ipynb{m[2] or ''})" if m[1] in self.names else m[0]
@@ -113,13 +125,14 @@ class Prep:
         body = self.markdown(md[m.end() :])
         body = re.sub(r"^\*(.+?)\*$", r"\1", body, count=1, flags=re.M)  # the summary need not be italic
         body = re.sub(r"(^\| .*\n\| ?-.*(?:\n\|.*)*)", r"::::{div} nb-params\n\n\1\n\n::::", body, flags=re.M)
-        return (
-            f"({name.lower()})=\n{m['h']} `{name}`\n\n"
-            f':::::{{div}} nb-api\n<span id="{name.lower()}" class="nb-anchor"></span>{src}\n\n{body}\n:::::'
-        )
+        head, label = f"{m['h']} `{name}`\n\n", f"{self.page}--{name.lower()}"
+        if label not in self.labelled:  # of `Picture` and `picture` the first has the anchor: nbdev's links know no case
+            self.labelled.add(label)
+            head, src = f"({label})=\n{head}", f'<span id="{name.lower()}" class="nb-anchor"></span>{src}'
+        return f"{head}:::::{{div}} nb-api\n{src}\n\n{body}\n:::::"
 
-    def __call__(self, nb):
-        cells = []
+    def __call__(self, nb, page):
+        self.page, cells = page, []
         for c in copy.deepcopy(nb.cells):
             if c.cell_type == "raw" and c.source.lstrip().startswith("---"):
                 fm = yaml.safe_load(c.source.strip().strip("-")) or {}
@@ -182,12 +195,12 @@ def sources(cfg, cache, dest):
     nbs = sorted(cache.rglob("*.ipynb"))
     names = {p.name: page_name(p.stem) for p in nbs}
     read = {fn: nbformat.read(fn, as_version=4) for fn in nbs}
-    outputs = [out.get("data", {}) for nb in read.values() for c in nb.cells for out in c.get("outputs", [])]
-    anchors = {m["name"].lower() for data in outputs if (m := SHOWDOC.match(data.get("text/markdown", "")))}
+    outputs = [(names[fn.name], out.get("data", {})) for fn, nb in read.items() for c in nb.cells for out in c.get("outputs", [])]
+    anchors = {f"{page}--{m['name'].lower()}" for page, data in outputs if (m := SHOWDOC.match(data.get("text/markdown", "")))}
     prep = Prep(cfg, names, anchors)
     contents = yaml.safe_load((cfg.nbs_path / "sidebar.yml").read_text())["website"]["sidebar"]["contents"]
     for fn, nb in read.items():
-        nb = prep(nb)
+        nb = prep(nb, names[fn.name])
         if names[fn.name] == "index":
             nb.cells.append(new_markdown_cell(toctree(contents, names)))
         nbformat.write(nb, dest / f"{names[fn.name]}.ipynb")
