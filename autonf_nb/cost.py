@@ -154,8 +154,8 @@ class OperationCounter(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name in _REDUCTIONS:
             self.elementwise += args[0].numel()
-        elif name in _WEIGHTS or name in ("addmm", "baddbmm"):
-            self.elementwise += _WEIGHTS.get(name, 1) * out.numel()
+        elif name.rstrip("_") in _WEIGHTS or name in ("addmm", "baddbmm"):
+            self.elementwise += _WEIGHTS.get(name.rstrip("_"), 1) * out.numel()
         elif torch.Tag.pointwise in func.tags and name not in _MOVES:
             self.elementwise += (out[0] if isinstance(out, (tuple, list)) else out).numel()
         return out
