@@ -6,8 +6,8 @@
 __all__ = ['OPTIONS', 'RUN', 'CHECKPOINT', 'STACKS', 'names', 'or_none', 'cost_model', 'bound', 'Option', 'UsageError', 'Parser',
            'make_parser', 'parse', 'data_key', 'open_data', 'frame', 'take', 'Parts', 'split_table', 'write_run',
            'read_run', 'given_options', 'all_options', 'check_same', 'fingerprint', 'Job', 'open_job', 'Ready',
-           'make_ready', 'model_row', 'references', 'price', 'train_stacks', 'versions', 'summarise', 'run_search',
-           'tell', 'search', 'evaluate', 'read_context', 'sample', 'main']
+           'make_ready', 'model_row', 'references', 'price', 'train_stacks', 'versions', 'machine', 'summarise',
+           'run_search', 'tell', 'search', 'evaluate', 'read_context', 'sample', 'main']
 
 # %% ../nbs/17_command_line.ipynb #9e80705b
 import argparse
@@ -64,7 +64,7 @@ def bound(text: str) -> tuple[str, tuple[float | None, float | None]]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=low:high: leave low or high empty where there is no bound") from None
 
-# %% ../nbs/17_command_line.ipynb #f2d245f6
+# %% ../nbs/17_command_line.ipynb #04fc2c7f
 @dataclass(frozen=True)
 class Option:
     "An argument of `AutoNF` as an option of the command line."
@@ -83,7 +83,7 @@ OPTIONS: dict[str, Option] = {
     "strategy": Option(str, "op2", "op2 (the default recipe), op2-printed or op1"),
     "hidden_features": Option(int, 64, "width of the networks inside the layers"),
     "batch_size": Option(int, 256, "rows a step"),
-    "steps": Option(or_none(int), None, "training steps of a flow; none: 2000"),
+    "steps": Option(or_none(int), None, "training steps of a flow; none: 1000"),
     "max_seconds": Option(or_none(float), None, "stop in time with the best flow so far"),
     "dequantize": Option(None, False, "spread columns with many ties over one step of their scale"),
     "masks": Option(str, "alternating", "masks of the coupling layers: alternating"),
@@ -405,6 +405,15 @@ def versions() -> dict[str, str]:
     return {"autonf_nb": __version__, "python": platform.python_version()} | {name: version(name) for name in ("torch", "nflows", "numpy")}
 
 
+def machine(est: Any) -> str:
+    "What it ran on, as far as times depend on it."
+    import platform
+    import torch
+    cpu = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    device = est.flow_.noise(0).device
+    return cpu if device.type == "cpu" else f"{cpu}, {torch.cuda.get_device_name(device) if device.type == 'cuda' else device}"
+
+
 def _both_prices(est: Any) -> dict[str, float | None]:
     prices = {}
     for direction in ("density", "sampling"):
@@ -431,7 +440,7 @@ def summarise(job: Job, ready: Ready, models: list[dict], seconds: dict[str, flo
                  "n_parameters": sum(p.numel() for p in est.flow_.parameters()), "costs": _both_prices(est)},
         "models": models, "history": est.history_, "samples": samples, "warnings": said, "notes": est.notes_, "seconds": seconds,
         "usage": {"folder": str(job.out), "n_context": len(parts.context_columns)},
-        "command": job.command, "date": job.started, "seed": est.seed, "versions": versions()}
+        "command": job.command, "date": job.started, "seed": est.seed, "versions": versions(), "machine": machine(est)}
 
 # %% ../nbs/17_command_line.ipynb #99caa734
 def run_search(job: Job, ready: Ready, quiet: bool, said: list[str]) -> dict[str, Any]:
@@ -576,5 +585,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and "__file__" in globals():   # as a program; a notebook has no file
     sys.exit(main())

@@ -348,8 +348,9 @@ def read_flow(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     "Configuration and tensors of a saved flow; `FlowFolderError` when anything about it is not as it was written."
     if not folder.is_dir():
         raise FlowFolderError(f"there is no folder {folder}: name one that AutoNF.save or `autonf search` wrote")
+    text = _read(folder/CONFIG)
     try:
-        config = json.loads(_read(folder/CONFIG))
+        config = json.loads(text)
     except ValueError as error:
         raise FlowFolderError(f"{folder/CONFIG} is damaged (not JSON: {error}): save the flow again, or get another copy") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:

@@ -227,8 +227,8 @@ def cut(path):
 
 FOLDERS = {
     "missing": (shutil.rmtree, r"there is no folder"),
-    "empty": (lambda d: [p.unlink() for p in d.iterdir()], r"no config.json"),
-    "without weights": (lambda d: (d/"flow.safetensors").unlink(), r"no flow.safetensors"),
+    "empty": (lambda d: [p.unlink() for p in d.iterdir()], r"flow has no config.json: it is incomplete"),
+    "without weights": (lambda d: (d/"flow.safetensors").unlink(), r"flow has no flow.safetensors: it is incomplete"),
     "weights cut short": (lambda d: cut(d/"flow.safetensors"), r"flow.safetensors is damaged"),
     "one bit of the weights": (damage_weights, r"flow.safetensors is damaged"),
     "a pickle for weights": (lambda d: (d/"flow.safetensors").write_bytes(pickle.dumps({"a": 1})), r"flow.safetensors is damaged"),

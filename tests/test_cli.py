@@ -1,0 +1,157 @@
+"""`autonf` as a process: what it prints, what it leaves, how it ends."""
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from autonf_nb import AutoNF
+from autonf_nb import cli
+from autonf_nb.data import plane_set, read_table, write_table
+
+SMALL = "--steps 10 --n_layers 2 --hidden_features 8 --batch_size 64 --candidates MAF,RQ-C,NULL --lam 0.001".split()
+
+
+@pytest.fixture(scope="session")
+def run(root):
+    "Run a command line, or Python code, as a process of its own."
+    def run(*argv, code=None, **options):
+        command = ["-c", code] if code else ["-m", "autonf_nb.cli", *map(str, argv)]
+        return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300, cwd=options.pop("cwd", root),
+                              env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}, **options)
+    return run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    d = tmp_path_factory.mktemp("data")
+    X = np.c_[plane_set("two_moons", 300)*[2, 50], np.exp(np.random.default_rng(0).standard_normal(300))]
+    for ext in (".csv", ".parquet", ".npy", ".npz"):
+        write_table(X, ("a", "b", "c"), d/f"moons{ext}")
+    return d
+
+
+@pytest.fixture(scope="module")
+def found(run, data, tmp_path_factory):
+    "One search as a process: its folder and what it said."
+    out = tmp_path_factory.mktemp("found")/"out"
+    return out, run("search", data/"moons.csv", "--out", out, "--bounds", "c=0:", *SMALL)
+
+
+def test_help_does_not_import_torch(run):
+    code = """
+import sys, io, contextlib
+from autonf_nb.cli import main
+said = io.StringIO()
+for argv in (["--help"], ["search", "--help"], ["--version"]):
+    try:
+        with contextlib.redirect_stdout(said): main(argv)
+    except SystemExit as e: assert not e.code
+heavy = {"torch", "nflows", "sklearn", "pandas", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+print(said.getvalue())
+"""
+    done = run(code=code)
+    assert done.returncode == 0, done.stderr
+    assert all(word in done.stdout for word in ("search", "evaluate", "sample", "--n_layers", "--lam", "gas_turbine"))
+
+
+def test_options_are_the_estimator_s_arguments():
+    parameters = inspect.signature(AutoNF).parameters
+    expected = {name: p.default for name, p in parameters.items() if name not in ("bounds", "verbose")}
+    assert {name: o.default for name, o in cli.OPTIONS.items()} == expected
+
+
+def test_search_leaves_a_folder(found):
+    out, done = found
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in out.iterdir()} == {"flow.safetensors", "config.json", "metrics.json", "history.json", "report.html",
+                                               "run.json", "figures"}
+    assert "block 1" in done.stderr and "left" in done.stderr          # the bar says what is done, and how long is left
+    assert "flow found" in done.stdout and "Gaussian mixture" in done.stdout and str(out) in done.stdout
+    metrics = json.loads((out/"metrics.json").read_text())
+    assert [m["kind"] for m in metrics["models"]] == ["found", "reference", "reference"]
+    assert metrics["meta"]["data"]["rows"] == {"train": 240, "val": 30, "test": 30}
+    assert len(list((out/"figures").glob("*.png"))) >= 3 and "<html" in (out/"report.html").read_text()[:500]
+
+
+def test_metrics_are_those_of_the_flow_on_the_test_rows(found, data):
+    from autonf_nb.data import split_rows
+    out, _ = found
+    est, X = AutoNF.load(out), read_table(data/"moons.csv").X
+    model = json.loads((out/"metrics.json").read_text())["models"][0]
+    test = X[split_rows(len(X), 0).test]
+    assert model["nll"] == pytest.approx(-est.standard_log_prob(test).mean(), abs=1e-9)
+    assert model["nll_data_units"] == pytest.approx(-est.score(test), abs=1e-9)
+    assert model["fom1"] == pytest.approx(model["nll"] + 0.001*est.cost_)
+
+
+def test_evaluate_and_sample(run, found, data, tmp_path):
+    out, _ = found
+    done = run("evaluate", out, data/"moons.csv", "--out", tmp_path/"rows.csv")
+    assert done.returncode == 0, done.stderr
+    est, X = AutoNF.load(out), read_table(data/"moons.csv").X
+    said = json.loads(done.stdout)
+    assert said["rows"] == 300 and said["nll_data_units"] == pytest.approx(-est.score(X))
+    assert said["architecture"] == list(est.architecture_)
+    assert read_table(tmp_path/"rows.csv").X[:, 0] == pytest.approx(est.log_prob(X), abs=1e-12)
+    assert cli.main(["sample", str(out), "-n", "7", "--out", str(tmp_path/"drawn.parquet"), "--seed", "3"]) == 0
+    drawn = pd.read_parquet(tmp_path/"drawn.parquet")
+    assert list(drawn.columns) == ["a", "b", "c"] and drawn.to_numpy() == pytest.approx(est.sample(7, seed=3), abs=0)
+
+
+def test_an_error_is_one_sentence_and_exit_2(run, data, tmp_path):
+    done = run("search", data/"moons.csv", "--out", tmp_path/"out", "--lam", "-1")
+    assert done.returncode == 2 and done.stdout == "" and not (tmp_path/"out").exists()
+    assert done.stderr.startswith("autonf search: error: lam ") and done.stderr.count("\n") == 1
+
+
+def test_interrupt_says_how_to_go_on(root, data, tmp_path):
+    out = tmp_path/"out"
+    process = subprocess.Popen([sys.executable, "-m", "autonf_nb.cli", "search", str(data/"moons.csv"), "--out", str(out), "--quiet",
+                                "--batch_size", "64"], cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"},
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (out/"checkpoint"/"run.json").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and f"autonf search --resume --out {out}" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("ext", [".parquet", ".npy", ".npz"])
+def test_formats_and_context(data, tmp_path, capsys, ext):
+    context, small = ("x2" if ext == ".npy" else "c"), [*SMALL, "--quiet"]
+    assert cli.main(["search", str(data/f"moons{ext}"), "--out", str(tmp_path/"out"), "--context", context, *small]) == 0
+    est = AutoNF.load(tmp_path/"out")
+    assert est.n_features_in_ == 2 and est.context_columns_ == (context,)
+    assert cli.main(["evaluate", str(tmp_path/"out"), str(data/f"moons{ext}")]) == 0
+    assert cli.main(["sample", str(tmp_path/"out"), "-n", "3", "--context", "1.5", "--out", str(tmp_path/f"s{ext}")]) == 0
+    assert read_table(tmp_path/f"s{ext}").X.shape == (3, 2)
+    capsys.readouterr()
+
+
+def test_compare_trains_stacks(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "STACKS", (1, 2))
+    argv = ["search", str(data/"moons.csv"), "--out", str(tmp_path/"out"), "--compare", "--dequantize", *SMALL, "--quiet"]
+    assert cli.main(argv) == 0
+    models = json.loads((tmp_path/"out"/"metrics.json").read_text())["models"]
+    stacks = {m["name"]: m for m in models if m["kind"] == "stack"}
+    assert set(stacks) == {"MAF x 1", "MAF x 2", "RQ-C x 1", "RQ-C x 2"}
+    assert stacks["MAF x 2"]["cost"] == pytest.approx(2*stacks["MAF x 1"]["cost"]) and stacks["MAF x 2"]["layers"] == 2
+    assert "MAF x 2" in capsys.readouterr().out and not (tmp_path/"out"/"checkpoint").exists()
+
+
+def test_ties_are_warned_of(tmp_path, capsys):
+    X = plane_set("two_moons", 300)
+    write_table(np.c_[X, np.round(X[:, 0]*3)], ("a", "b", "steps"), tmp_path/"ties.csv")
+    assert cli.main(["search", str(tmp_path/"ties.csv"), "--out", str(tmp_path/"out"), *SMALL, "--quiet"]) == 0
+    err = capsys.readouterr().err
+    assert err.count("warning") == 1 and "'steps'" in err and "dequantize" in err
+    assert "'steps'" in json.loads((tmp_path/"out"/"metrics.json").read_text())["warnings"][0]
