@@ -28,7 +28,9 @@ from .flow import Flow
 from .metrics import fom1
 from .objective import architecture_loss, op1_loss, op2_loss, theta_loss
 from .superflow import StratifiedSuperFlow, SuperFlow
-from .training import LEARNING_RATE, Batches, Loop, Rows, Run, adam, cosine, mean_nll, seeded, set_lr, step_theta, train_flow
+from autonf_nb.training import (
+    LEARNING_RATE, Batches, Loop, Rows, Run, adam, cosine, mean_nll, one_thread, seeded, set_lr, step_theta, train_flow,
+)
 
 # %% ../nbs/09_blockwise_search.ipynb #4353ada4
 Objective = Callable[[list[Tensor], bool], Tensor]
@@ -477,7 +479,7 @@ def search_flow(X_train: Tensor, X_val: Tensor, *, context_train: Tensor | None 
     train, val = (Rows(x.to(target), None if c is None else c.to(target)) for x, c in ((X_train, context_train), (X_val, context_val)))
     if checkpoint is not None:
         _open_folder(Path(checkpoint), _identity(s, train, val), resume)
-    with Run(None if checkpoint is None else Path(checkpoint), max_seconds, progress, work_left(s, 0)) as run:
+    with one_thread(), Run(None if checkpoint is None else Path(checkpoint), max_seconds, progress, work_left(s, 0)) as run:
         rivals, blocks = (_grow_by_race if _races(s) else _grow_as_printed)(s, train, val, run)
         found, searched = rivals[0], run.seconds
         run.expect(s.steps * len(found.architecture))
