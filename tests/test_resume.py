@@ -21,7 +21,7 @@ Run.__init__.__defaults__ = (*others, 0.0)
 from autonf_nb.cli import main
 sys.exit(main(sys.argv[1:]))
 """
-OPTIONS = "--steps 20 --n_layers 2 --hidden_features 8 --batch_size 64 --lam 0.001 --candidates MAF,RQ-C,NULL --quiet".split()
+OPTIONS = "--steps 20 --n_layers 1 --hidden_features 8 --batch_size 64 --lam 0.001 --candidates MAF,RQ-C,NULL --quiet".split()
 
 
 def start(root, *argv):
