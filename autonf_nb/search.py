@@ -280,7 +280,7 @@ def repetitions(cell: Architecture, n_layers: int) -> list[Architecture]:
     return [Architecture(tuple(cell) * 2**i) for i in range(n_layers.bit_length()) if len(cell) * 2**i <= n_layers]
 
 # %% ../nbs/09_blockwise_search.ipynb #85da9960
-FINALISTS, MAX_BLOCKS = 2, 4  # rivals trained in full; blocks searched in one search
+FINALISTS, MAX_BLOCKS = 4, 4  # rivals trained in full; blocks searched in one search
 
 
 def tree_work(m: int, n_layers: int) -> int:
@@ -318,12 +318,14 @@ def _from_scratch(s: Settings, architecture: Architecture, train: Rows, val: Row
     return _prefix(s, architecture, layers, val, steps=steps, training=training)
 
 # %% ../nbs/09_blockwise_search.ipynb #fef801bf
-SLACK = 0.5  # nats by which an untried rival may beat the best NLL of the heats
+SLACK = 1.0  # nats by which an untried rival may beat the best NLL of the heats
 
 
-def _hopeless(s: Settings, cost: float, heats: list[Prefix]) -> bool:
-    "Could a flow of this cost win only with an NLL more than SLACK below the best so far?"
-    return bool(heats) and fom1(min(p.nll for p in heats) - SLACK, cost, s.lam) > min(p.fom1 for p in heats)
+def _hopeless(s: Settings, architecture: Architecture, cost: float, heats: list[Prefix]) -> bool:
+    "Is this a flow of more than two layers that could win only with an NLL more than SLACK below the best so far?"
+    if len(architecture) <= 2 or not heats:
+        return False
+    return fom1(min(p.nll for p in heats) - SLACK, cost, s.lam) > min(p.fom1 for p in heats)
 
 
 def _heats(s: Settings, chains: list[list[Architecture]], train: Rows, val: Rows, run: Run, seconds: float) -> list[Prefix]:
@@ -332,7 +334,7 @@ def _heats(s: Settings, chains: list[list[Architecture]], train: Rows, val: Rows
     for i, chain in enumerate(chains):
         share, best = (deadline - run.seconds) / (len(chains) - i), math.inf
         for architecture in chain:
-            if _hopeless(s, _cost(s, architecture, train), heats):
+            if _hopeless(s, architecture, _cost(s, architecture, train), heats):
                 break
             rival = _from_scratch(s, architecture, train, val, run, steps=s.search_steps, seconds=share / len(chain))
             heats.append(rival)
@@ -345,7 +347,7 @@ def _heats(s: Settings, chains: list[list[Architecture]], train: Rows, val: Rows
 def _race(s: Settings, block: dict, train: Rows, val: Rows, run: Run, seconds: float) -> list[Prefix]:
     "The identity and the rivals of the block's cells: first those trained in full, the best in front, then the heats."
     heats = _heats(s, [repetitions(cell, s.n_layers) for cell in cells(block)], train, val, run, seconds / 2)
-    finals = [_from_scratch(s, p.architecture, train, val, run, steps=s.steps, seconds=seconds / 4) for p in heats[:FINALISTS]]
+    finals = [_from_scratch(s, p.architecture, train, val, run, steps=s.steps, seconds=seconds / (2 * FINALISTS)) for p in heats[:FINALISTS]]
     return sorted([*finals, _prefix(s, Architecture(()), [], val)], key=lambda p: p.fom1) + heats
 
 # %% ../nbs/09_blockwise_search.ipynb #b776251a

@@ -39,7 +39,8 @@ def rows_of(name: str, seed: int) -> dict[str, Rows]:
     X = dequantize(table.X, seed=0)
     split = split_rows(len(X), seed=seed)
     standardizer = Standardizer().fit(X[split.train])
-    return {part: Rows(torch.tensor(standardizer.transform(X[getattr(split, part)]), dtype=torch.float32)) for part in ("train", "val", "test")}
+    parts = {part: standardizer.transform(X[getattr(split, part)]) for part in ("train", "val", "test")}
+    return {part: Rows(torch.tensor(x, dtype=torch.float32)) for part, x in parts.items()}
 
 
 def measured(flow: Flow, test: Rows) -> dict:
@@ -62,8 +63,9 @@ def run(task: dict) -> dict:
     D, row = rows["train"].x.shape[1], dict(task)
     if task["kind"] == "search":
         result = search_flow(rows["train"].x, rows["val"].x, lam=task["lam"], seed=task["seed"], steps=STEPS, progress=False)
-        row |= {"architecture": list(result.architecture), "search_seconds": result.seconds["search"], "train_seconds": result.seconds["training"],
-                "figures": result.history["figures"], "prefixes": result.history["prefixes"], "notes": result.notes}
+        row |= {"architecture": list(result.architecture), "search_seconds": result.seconds["search"],
+                "train_seconds": result.seconds["training"], "figures": result.history["figures"],
+                "prefixes": result.history["prefixes"], "notes": result.notes}
         row |= {f"delivered_{k}": v for k, v in measured(result.flow, rows["test"]).items()}
         row["retrained"] = fit(row["architecture"], rows, task["seed"])
         row |= {k: row["retrained"][k] for k in ("nll", "nll_2se")}
@@ -114,12 +116,14 @@ def collect() -> None:
     meta = {"command": "python benchmarks/search_vs_stacks.py --worker I/N; --collect", "seeds": list(SEEDS), "steps": STEPS,
             "learning_rate": LEARNING_RATE, "versions": {"autonf_nb": __version__, "torch": torch.__version__, "numpy": np.__version__},
             "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
-            "date": datetime.date.today().isoformat(), "data": {d: load_dataset(d).note for d in DATASETS}, "complete": len(rows) == 27}
+            "date": datetime.date.today().isoformat(), "data": {d: load_dataset(d).note for d in DATASETS},
+            "planned": sum(t["kind"] == "search" for t in tasks())}
     stacks = [p for p in parts if p["kind"] == "stack"]
     (RESULTS/"search_vs_stacks.json").write_text(json.dumps({"meta": meta, "rows": rows, "stacks": stacks}, indent=1) + "\n")
     for r in rows:
-        print(f"{r['dataset']:12} {r['lam']:<5} {r['seed']} {' > '.join(r['architecture']):40} {r['fom1']:8.4f} delivered {r['delivered_fom1']:8.4f} | "
-              f"{len(r['best_stack'])} x {r['best_stack'][0]:8} {r['best_stack_fom1']:8.4f} gap {r['gap_to_best_stack']:+.4f} / {r['delivered_gap']:+.4f}")
+        print(f"{r['dataset']:12} {r['lam']:<5} {r['seed']} {' > '.join(r['architecture']):40} {r['fom1']:8.4f} "
+              f"delivered {r['delivered_fom1']:8.4f} | {len(r['best_stack'])} x {r['best_stack'][0]:8} {r['best_stack_fom1']:8.4f} "
+              f"gap {r['gap_to_best_stack']:+.4f} / {r['delivered_gap']:+.4f}")
 
 
 if __name__ == "__main__":
