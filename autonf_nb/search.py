@@ -347,7 +347,8 @@ def _heats(s: Settings, chains: list[list[Architecture]], train: Rows, val: Rows
 def _race(s: Settings, block: dict, train: Rows, val: Rows, run: Run, seconds: float) -> list[Prefix]:
     "The identity and the rivals of the block's cells: first those trained in full, the best in front, then the heats."
     heats = _heats(s, [repetitions(cell, s.n_layers) for cell in cells(block)], train, val, run, seconds / 2)
-    finals = [_from_scratch(s, p.architecture, train, val, run, steps=s.steps, seconds=seconds / (2 * FINALISTS)) for p in heats[:FINALISTS]]
+    share = seconds / 2 / FINALISTS
+    finals = [_from_scratch(s, p.architecture, train, val, run, steps=s.steps, seconds=share) for p in heats[:FINALISTS]]
     return sorted([*finals, _prefix(s, Architecture(()), [], val)], key=lambda p: p.fom1) + heats
 
 # %% ../nbs/09_blockwise_search.ipynb #b776251a
@@ -383,7 +384,7 @@ def _challenger(s: Settings, rivals: list[Prefix], train: Rows, val: Rows, run: 
 
 
 def _grow_by_race(s: Settings, train: Rows, val: Rows, run: Run) -> tuple[list[Prefix], list[dict]]:
-    "Search a block, race its cells, search the winner's end again. Returns all flows tried, the best first, and the blocks' histories."
+    "Search a block, race its cells, search the winner's end again. Returns the flows tried, the best first, and the blocks' histories."
     total, empty = run.seconds_left, _prefix(s, Architecture(()), [], val)
     blocks = [_search_next(s, 0, s.block_sizes[0], empty, train, val, run, 0.15 * total).history]
     rivals = _race(s, blocks[0], train, val, run, 0.5 * total)
