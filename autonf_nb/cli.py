@@ -6,7 +6,7 @@
 __all__ = ['OPTIONS', 'RUN', 'CHECKPOINT', 'STACKS', 'names', 'or_none', 'cost_model', 'bound', 'Option', 'UsageError', 'Parser',
            'make_parser', 'parse', 'data_key', 'open_data', 'frame', 'take', 'Parts', 'split_table', 'write_run',
            'read_run', 'given_options', 'all_options', 'check_same', 'fingerprint', 'Job', 'open_job', 'Ready',
-           'make_ready', 'model_row', 'references', 'price', 'train_stacks', 'versions', 'machine', 'summarise',
+           'make_ready', 'model_row', 'references', 'price', 'train_stacks', 'versions', 'machine', 'summarise', 'say',
            'run_search', 'tell', 'search', 'evaluate', 'read_context', 'sample', 'main']
 
 # %% ../nbs/17_command_line.ipynb #9e80705b
@@ -443,6 +443,12 @@ def summarise(job: Job, ready: Ready, models: list[dict], seconds: dict[str, flo
         "command": job.command, "date": job.started, "seed": est.seed, "versions": versions(), "machine": machine(est)}
 
 # %% ../nbs/17_command_line.ipynb #99caa734
+def say(sentence: str, quiet: bool) -> None:
+    "What comes after the bar."
+    if not quiet:
+        print(sentence, file=sys.stderr, flush=True)
+
+
 def run_search(job: Job, ready: Ready, quiet: bool, said: list[str]) -> dict[str, Any]:
     "Search, compare, save and report; every stage can be gone on with. Returns the summary."
     from autonf_nb.report import write_report
@@ -451,6 +457,7 @@ def run_search(job: Job, ready: Ready, quiet: bool, said: list[str]) -> dict[str
     seconds |= est.seconds_
     log_prob = est.standard_log_prob(ready.X_test, ready.C_test)
     models = [model_row(ready, "AutoNF", "found", log_prob, layers=len(est.architecture_), cost=est.cost_, detail=str(est.architecture_))]
+    say("fitting a Gaussian and a Gaussian mixture to the same rows", quiet)
     start = time.monotonic()
     models += references(ready)
     seconds["references"] = time.monotonic() - start
@@ -458,6 +465,7 @@ def run_search(job: Job, ready: Ready, quiet: bool, said: list[str]) -> dict[str
         start = time.monotonic()
         models += train_stacks(ready, job.out/CHECKPOINT/"stacks", not quiet)
         seconds["comparison"] = time.monotonic() - start
+    say(f"writing the flow and its report into {job.out}", quiet)
     summary = summarise(job, ready, models, seconds, said)
     est.save(job.out)
     write_report(job.out, summary)
