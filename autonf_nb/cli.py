@@ -376,7 +376,7 @@ def train_stacks(ready: Ready, folder: Path, progress: bool) -> list[dict[str, A
     from autonf_nb.estimator import as_rows
     from autonf_nb.flow import Flow
     from autonf_nb.search import Settings
-    from autonf_nb.training import Rows, Run, row_log_prob, seeded, train_flow
+    from autonf_nb.training import Rows, Run, one_thread, row_log_prob, seeded, train_flow
     est, prepared, rows = ready.est, ready.prepared, []
     folder.mkdir(parents=True, exist_ok=True)
     device = est.flow_.noise(0).device
@@ -384,11 +384,11 @@ def train_stacks(ready: Ready, folder: Path, progress: bool) -> list[dict[str, A
     train, val = (Rows(r.x.to(device), None if r.context is None else r.context.to(device)) for r in (prepared.train, prepared.val))
     stacks = [(name,) * layers for layers in STACKS for name in SearchSpace(est.candidates).without_null]
     steps = est.steps or Settings.steps
-    with Run(folder, progress=progress) as run:
+    with one_thread(), Run(folder, progress=progress) as run:
         run.expect(steps * sum(map(len, stacks)))
         for stack in stacks:
             label, architecture = f"{stack[0]} x {len(stack)}", Architecture(stack)
-            with seeded(est.seed * 1000 + 997):
+            with seeded(est.seed):
                 transform = architecture.build(est.n_features_in_, est.n_context_features_, est.hidden_features)
             flow = Flow(transform, est.n_features_in_)
             train_flow(flow.to(device), train, val, steps=steps, batch_size=est.batch_size, seed=est.seed, run=run,

@@ -75,11 +75,12 @@ def run(task: dict) -> dict:
 
 
 def tasks() -> list[dict]:
-    "Stacks first where they are cheap, so that early figures come early."
-    stacks = [dict(kind="stack", dataset=d, seed=s, architecture=[name] * n)
-              for s, n, d, name in itertools.product(SEEDS, DEPTHS, DATASETS, LAYERS)]
-    searches = [dict(kind="search", dataset=d, seed=s, lam=lam) for s, d, lam in itertools.product(SEEDS, DATASETS, LAMS)]
-    return [t for s in SEEDS for t in searches + stacks if t["seed"] == s]
+    "One seed and one data set after another, so that early figures come early."
+    out = []
+    for seed, dataset in itertools.product(SEEDS, DATASETS):
+        out += [dict(kind="search", dataset=dataset, seed=seed, lam=lam) for lam in LAMS]
+        out += [dict(kind="stack", dataset=dataset, seed=seed, architecture=[name] * n) for n in DEPTHS for name in LAYERS]
+    return out
 
 
 def done() -> list[dict]:
