@@ -54,26 +54,7 @@ def _affine(inverse: bool) -> int:
     apply = 4 if inverse else 3              # subtract, negate, exp, multiply; or exp, multiply, add
     return log_scale + apply + inverse + 1   # the inverse negates its log-determinant
 
-
-def _spline(num_bins: int, inverse: bool) -> int:
-    "Operations of the rational-quadratic spline on one number, the sum into the log-determinant included."
-    widths_and_heights = 2 * num_bins * (4 + 5 + 1 + 1)   # bounded (4), softmax (5), scaled, summed up
-    find_bin = 3 + 2 * (num_bins - 1)                     # clamp, shift, index + 1; compare and count the knots
-    at_bin = 4 + 10 + 4                                   # left edges, two slopes, mean slope s, e = d0 + d1 - 2 s
-    solve = 3 + 3 + 2 + 2 + 11 + 2 if inverse else 3      # the quadratic formula (eqs. 6-8), or t = (x - x0) / w
-    value = 4 + (0 if inverse else 7)                     # 1 - t, t (1 - t), the denominator; then the value
-    log_slope = 13 + inverse
-    tails = 5                                             # inside? (3), and two choices
-    return widths_and_heights + find_bin + at_bin + solve + value + log_slope + tails + 1
-
 # %% ../nbs/04_cost.ipynb #be516cee
-def _affine(inverse: bool) -> int:
-    "Operations of the affine function on one number, the sum into the log-determinant included."
-    log_scale = 3                            # divide, tanh, multiply
-    apply = 4 if inverse else 3              # subtract, negate, exp, multiply; or exp, multiply, add
-    return log_scale + apply + inverse + 1   # the inverse negates its log-determinant
-
-
 def _spline(num_bins: int, inverse: bool) -> int:
     "Operations of the rational-quadratic spline on one number, the sum into the log-determinant included."
     widths_and_heights = 2 * num_bins * (4 + 5 + 1 + 1)   # bounded (4), softmax (5), scaled, summed up

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEARNING_RATE', 'BAR', 'Rows', 'Batches', 'seeded', 'cosine', 'set_lr', 'one_thread', 'write_tensors', 'read_tensors',
-           'Run', 'optimizer_tensors', 'load_optimizer_tensors', 'Loop', 'row_log_prob', 'mean_nll', 'TrainingError',
-           'adam', 'step_theta', 'train_flow']
+           'Run', 'optimizer_tensors', 'load_optimizer_tensors', 'stage_tensors', 'stage_meta', 'restore_stage', 'Loop',
+           'row_log_prob', 'mean_nll', 'TrainingError', 'adam', 'step_theta', 'train_flow']
 
 # %% ../nbs/08_training.ipynb #69c71310
 import json
@@ -183,6 +183,31 @@ def _without(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix + "/"): v for k, v in tensors.items() if k.startswith(prefix + "/")}
 
 # %% ../nbs/08_training.ipynb #808257eb
+def stage_tensors(loop: "Loop") -> dict[str, Tensor]:
+    "The tensors of a stage: `module/...`, `adam<i>/...`, `best/...`."
+    tensors = _prefixed("module", loop.module.state_dict())
+    for i, optimizer in enumerate(loop.optimizers):
+        tensors |= _prefixed(f"adam{i}", optimizer_tensors(optimizer))
+    return tensors | (_prefixed("best", loop.best[1]) if loop.best else {})
+
+
+def stage_meta(loop: "Loop") -> dict:
+    "The rest of a stage, JSON-able."
+    return {"step": loop.step, "records": loop.records, "losses": loop.losses, "best": loop.best and loop.best[0],
+            "finished": loop.finished, "spent": loop.spent}
+
+
+def restore_stage(loop: "Loop", tensors: dict[str, Tensor], meta: dict) -> None:
+    "Put a stage back to where its checkpoint was written."
+    loop.module.load_state_dict(_without("module", tensors))
+    for i, optimizer in enumerate(loop.optimizers):
+        load_optimizer_tensors(optimizer, _without(f"adam{i}", tensors))
+    loop.step, loop.records, loop.losses = meta["step"], meta["records"], meta["losses"]
+    loop.finished, loop.spent = meta["finished"], meta["spent"]
+    if meta["best"] is not None:
+        loop.best = meta["best"], {k: v.to(next(loop.module.parameters()).device) for k, v in _without("best", tensors).items()}
+
+# %% ../nbs/08_training.ipynb #2217fa72
 class Loop:
     """Steps of one stage of a `Run`: iterate over it as over `range(n_steps)`.
 
@@ -193,7 +218,8 @@ class Loop:
         self.name, self.n_steps, self.module, self.optimizers = name, n_steps, module, optimizers
         self.run, self.work = run or Run(), work
         self.step, self.records, self.losses, self.best, self.finished, self.spent = 0, [], [], None, False, 0.0
-        self._restore()
+        if (stored := self.run.load(name)) is not None:
+            restore_stage(self, *stored)
         self.budget = min(seconds, self.run.seconds_left + self.spent)
 
     @property
@@ -207,7 +233,7 @@ class Loop:
         while not self.finished:
             if self.step >= self.n_steps or self.spent >= self.budget:
                 self.finished = True
-                self.run.save(self.name, self._tensors, self._meta(), now=True)
+                self.run.save(self.name, lambda: stage_tensors(self), stage_meta(self), now=True)
                 self.run.bar.update((self.n_steps - self.step) * self.work)
                 return
             start = time.monotonic()
@@ -215,7 +241,7 @@ class Loop:
             self.step += 1
             self.spent += time.monotonic() - start
             self.run.bar.update(self.work)
-            self.run.save(self.name, self._tensors, self._meta())
+            self.run.save(self.name, lambda: stage_tensors(self), stage_meta(self))
 
     def record(self, **values) -> None:
         "Keep a point of the history: `step`, the mean of the `losses` since the last record, and the values, which must be JSON-able."
@@ -232,29 +258,6 @@ class Loop:
         "Put the best weights back into the module."
         if self.best is not None:
             self.module.load_state_dict(self.best[1])
-
-    def _tensors(self) -> dict[str, Tensor]:
-        tensors = _prefixed("module", self.module.state_dict())
-        for i, optimizer in enumerate(self.optimizers):
-            tensors |= _prefixed(f"adam{i}", optimizer_tensors(optimizer))
-        return tensors | (_prefixed("best", self.best[1]) if self.best else {})
-
-    def _meta(self) -> dict:
-        return {"step": self.step, "records": self.records, "losses": self.losses, "best": self.best and self.best[0],
-                "finished": self.finished, "spent": self.spent}
-
-    def _restore(self) -> None:
-        stored = self.run.load(self.name)
-        if stored is None:
-            return
-        tensors, meta = stored
-        self.module.load_state_dict(_without("module", tensors))
-        for i, optimizer in enumerate(self.optimizers):
-            load_optimizer_tensors(optimizer, _without(f"adam{i}", tensors))
-        self.step, self.records, self.losses = meta["step"], meta["records"], meta["losses"]
-        self.finished, self.spent = meta["finished"], meta["spent"]
-        if meta["best"] is not None:
-            self.best = meta["best"], {k: v.to(next(self.module.parameters()).device) for k, v in _without("best", tensors).items()}
 
 # %% ../nbs/08_training.ipynb #c62b998e
 @torch.no_grad()
