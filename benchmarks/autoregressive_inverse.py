@@ -27,6 +27,7 @@ from torch import nn
 
 from autonf_nb.transforms.autoregressive import Autoregressive
 from autonf_nb.transforms.coupling import AFFINE, rational_quadratic
+from machine import cpu_model
 
 SEED, NUM_BINS, BOUND = 0, 8, 4.0
 
@@ -87,13 +88,6 @@ def measure(family: str, features: int, args: argparse.Namespace) -> list[dict]:
                              "ratio_to_nflows": round(ms["nflows"] / median, 2), "ratio_to_floor": round(median / ms["floor"], 2)})
                 print(rows[-1], flush=True)
     return rows
-
-
-def cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()
 
 
 def main() -> None:

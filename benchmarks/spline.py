@@ -7,7 +7,6 @@ Writes results/speed_spline.json.
 import argparse
 import datetime
 import json
-import platform
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from nflows.transforms.splines.rational_quadratic import unconstrained_rational_
 from torch import Tensor
 
 from autonf_nb.transforms.splines import rational_quadratic_spline
+from machine import cpu_model
 
 BINS, BOUND = 8, 3.0
 SHAPES = [(11, 256), (5, 1024), (43, 512), (21, 8192)]  # features, batch
@@ -68,14 +68,6 @@ def measure(features: int, batch: int, inverse: bool, gradient: bool, libraries:
             if i >= 5:  # the first calls warm the caches
                 times[name].append(ms)
     return {name: sorted(t)[len(t) // 2] for name, t in times.items()}
-
-
-def cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.machine()
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ import torch
 from autonf_nb.candidates import SearchSpace
 from autonf_nb.flow import standard_normal_log_prob
 from autonf_nb.superflow import SuperFlow
+from machine import cpu_model
 
 CANDIDATES = ("MAF", "RQ-AF", "RealNVP", "RQ-C", "NULL")
 SEED = 0
@@ -76,13 +77,6 @@ def measure(n_layers: int, args: argparse.Namespace) -> dict:
            "tree_median_ms": round(fast, 2), "chains_median_ms": round(slow, 2), "ratio": round(slow / fast, 2)}
     print(row, flush=True)
     return row
-
-
-def cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()
 
 
 def main() -> None:
