@@ -5,13 +5,22 @@
 # %% ../../nbs/02e_monotonic.ipynb #3dd3539e
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 
+import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from nflows.transforms.base import Transform
+from torch import Tensor, nn
+
+from .coupling import Univariate, affine, feature_major
 
 # %% auto #0
-__all__ = ['RootError', 'find_root', 'differentiable_root']
+__all__ = ['MIN_SLOPE', 'MAX_LOG_SLOPE', 'MAX_COEFFICIENT', 'RootError', 'find_root', 'differentiable_root', 'bounded',
+           'with_inverse', 'gains', 'logit_of_mixture', 'logistic_mixture', 'deep_sigmoid', 'sum_of_squares', 'UMNN',
+           'BlockLinear', 'log_matmul', 'BlockAutoregressive']
 
 # %% ../../nbs/02e_monotonic.ipynb #0cf3322d
 class RootError(RuntimeError):
@@ -68,13 +77,14 @@ def find_root(function: Callable[[Tensor], tuple[Tensor, Tensor]], target: Tenso
         new = torch.where(fast, torch.clamp(x + newton, low, high), low + (high - low) / 2)
         step_before, step, scale = step, (new - x).abs(), tolerance * x.abs().clamp_min(1)
         lost_in_rounding = (newton.abs() >= last_newton.abs()) & (newton.abs() <= 1000 * scale)
+        lost_in_rounding &= error.abs() <= 1000 * tolerance * target.abs().clamp_min(1)
         x = torch.where(done | lost_in_rounding, x, new)
         done |= (step <= scale) | (error == 0) | lost_in_rounding
         if done.all():
             return x
     n, most = int((~done).sum()), error[~done].abs().max().item()
-    raise RootError(f"{n} of {target.numel()} roots between {low.min().item():.3g} and {high.max().item():.3g} were not found in {max_steps} "
-                    f"steps: the function misses its target by up to {most:.3g}")
+    raise RootError(f"{n} of {target.numel()} roots between {low.min().item():.3g} and {high.max().item():.3g} were not found in "
+                    f"{max_steps} steps: the function misses its target by up to {most:.3g}")
 
 # %% ../../nbs/02e_monotonic.ipynb #ef2642e8
 def differentiable_root(function: Callable[[Tensor], tuple[Tensor, Tensor]], target: Tensor, low: float | Tensor = -1.0,
@@ -90,3 +100,272 @@ def differentiable_root(function: Callable[[Tensor], tuple[Tensor, Tensor]], tar
     error = value - target
     # rounding aside the error is zero; where the slope is small, dividing that rounding by it would move the root
     return root - (error - error.detach()) / slope.detach()
+
+# %% ../../nbs/02e_monotonic.ipynb #b3bee2e5
+MIN_SLOPE = 1e-3
+
+
+def bounded(x: Tensor, limit: float) -> Tensor:
+    "`x` for small `x`, within `(-limit, limit)` for all; smooth, as quadrature wants it."
+    return x * torch.rsqrt(1 + (x / limit).square())
+
+
+def with_inverse(function: Callable, x: Tensor, params: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+    """Give `function(x, params) -> (y, log slope)` the second direction of a `Univariate`, by `differentiable_root`."""
+    if not inverse:
+        return function(x, params)
+
+    def value_and_slope(t: Tensor) -> tuple[Tensor, Tensor]:
+        y, log_slope = function(t, params)
+        return y, log_slope.exp()
+
+    root = differentiable_root(value_and_slope, x)
+    return root, -function(root, params)[1]
+
+# %% ../../nbs/02e_monotonic.ipynb #e55e32fe
+def gains(n: int, like: Tensor) -> Tensor:
+    "`n` distinct factors around 1, `(n, 1, ...)` with the dimensions of `like`: they let units that start alike learn apart."
+    return torch.linspace(0.5, 1.5, n, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.dim() - 1))
+
+
+def logit_of_mixture(x: Tensor, logits: Tensor, offset: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """`(y, dy/dx)` of `y = logit(sum_k w_k sigmoid(z_k))`, `z_k = exp(log_scale_k) x + offset_k`, `w = softmax(logits)`.
+
+    `x` is `(*S)`, the others `(K, *S)`. In log space, so that neither the mixture nor its complement is ever rounded to 0.
+    """
+    scale, log_w = log_scale.exp(), logits.log_softmax(0)
+    z = torch.addcmul(offset, scale, x)
+    below, above = log_w + F.logsigmoid(z), log_w + F.logsigmoid(-z)
+    y = below.logsumexp(0) - above.logsumexp(0)
+    slope = (scale * (below.softmax(0) * torch.sigmoid(-z) + above.softmax(0) * torch.sigmoid(z))).sum(0)
+    return y, slope
+
+# %% ../../nbs/02e_monotonic.ipynb #bb67a386
+MAX_LOG_SLOPE = math.log(100.0)
+
+
+def _mixture(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    logits, mean, log_scale = params[:-2].unflatten(0, (3, -1))
+    gain = gains(len(mean), mean)
+    log_scale = -bounded(gain * log_scale, MAX_LOG_SLOPE)
+    y, slope = logit_of_mixture(x, logits, -gain * mean * log_scale.exp(), log_scale)
+    slope = torch.lerp(slope, torch.ones_like(slope), MIN_SLOPE)
+    y, log_scale = affine(torch.lerp(y, x, MIN_SLOPE), params[-2:])
+    return y, slope.log() + log_scale
+
+
+def logistic_mixture(components: int = 8) -> Univariate:
+    """Flow++: the logit of a mixture of logistic distribution functions, scaled and shifted: `3 components + 2` parameters.
+
+    Ho et al. 2019, section 3.2. Slopes of the logit lie in (0.001, 100).
+    """
+    return Univariate(3 * components + 2, partial(with_inverse, _mixture), f"logistic_mixture({components})")
+
+# %% ../../nbs/02e_monotonic.ipynb #5dfccb93
+def _deep_sigmoid(x: Tensor, params: Tensor, n_layers: int) -> tuple[Tensor, Tensor]:
+    y, slope = x, torch.ones_like(x)
+    for layer in params.unflatten(0, (n_layers, 3, -1)):
+        logits, offset, log_scale = layer
+        gain = gains(len(offset), offset)
+        y, layer_slope = logit_of_mixture(y, logits, gain * offset, bounded(gain * log_scale, MAX_LOG_SLOPE))
+        slope = slope * layer_slope
+    return torch.lerp(y, x, MIN_SLOPE), torch.lerp(slope, torch.ones_like(slope), MIN_SLOPE).log()
+
+
+def deep_sigmoid(units: int = 8, n_layers: int = 2) -> Univariate:
+    """NAF's deep sigmoidal flow: `n_layers` sigmoidal layers of `units` units, one after another: `3 units n_layers` parameters.
+
+    Huang et al. 2018, section 3 (DSF). Slopes lie above 0.001.
+    """
+    return Univariate(3 * units * n_layers, partial(with_inverse, partial(_deep_sigmoid, n_layers=n_layers)),
+                      f"deep_sigmoid({units}, {n_layers})")
+
+# %% ../../nbs/02e_monotonic.ipynb #25c88d61
+MAX_COEFFICIENT = 10.0
+
+
+def _horner(coefficients: Tensor, t: Tensor) -> Tensor:
+    "The polynomial sum_j coefficients[j] t^j."
+    *lower, value = coefficients
+    for c in reversed(lower):
+        value = torch.addcmul(c, value, t)
+    return value
+
+
+def _sum_of_squares(x: Tensor, params: Tensor, polynomials: int, degree: int, bound: float) -> tuple[Tensor, Tensor]:
+    a = bounded(params[:-1], MAX_COEFFICIENT).unflatten(0, (degree + 1, polynomials))
+    # distinct constants, their squares adding up to the slope 1 of the identity: alike, the polynomials would learn alike
+    start = torch.arange(1, polynomials + 1, dtype=x.dtype, device=x.device)
+    start = start * ((1 - MIN_SLOPE) ** 0.5 / start.norm())
+    a = torch.cat([a[:1] + start.view(-1, *[1] * x.dim()), a[1:]])
+    squares = [sum((a[i] * a[m - i]).sum(0) for i in range(max(0, m - degree), min(m, degree) + 1)) for m in range(2 * degree + 1)]
+    inside = x.clamp(-bound, bound)
+    t = inside / bound
+    integral = inside * (_horner(torch.stack([s / (m + 1) for m, s in enumerate(squares)]), t) + MIN_SLOPE)
+    slope = _horner(a, t).square().sum(0) + MIN_SLOPE
+    return integral + (x - inside) * slope + params[-1], slope.log()
+
+
+def sum_of_squares(polynomials: int = 2, degree: int = 4, bound: float = 4.0) -> Univariate:
+    """SOS: the integral from 0 of a sum of squared polynomials on `[-bound, bound]`, straight lines outside, plus a shift.
+
+    Jaini et al. 2019; `polynomials * (degree + 1) + 1` parameters. Slopes lie above 0.001.
+    """
+    function = partial(_sum_of_squares, polynomials=polynomials, degree=degree, bound=bound)
+    return Univariate(polynomials * (degree + 1) + 1, partial(with_inverse, function), f"sum_of_squares({polynomials}, {degree}, {bound})")
+
+# %% ../../nbs/02e_monotonic.ipynb #9c661660
+class UMNN(nn.Module):
+    """The integral from 0 to x of a positive network, plus a shift: a `Univariate` with weights of its own.
+
+    Wehenkel and Louppe 2019. `n_params = embedding + 1` numbers, the embedding that the network sees beside the point and
+    the shift, choose the function. Gauss-Legendre quadrature with `n_nodes` nodes; the integrand lies in (0.001, 1000) and
+    is constant outside `[-bound, bound]`. Starts as the identity, whatever the parameters.
+    """
+
+    def __init__(self, embedding: int = 8, hidden_features: int = 16, n_nodes: int = 24, bound: float = 4.0):
+        super().__init__()
+        self.n_params, self.bound = embedding + 1, bound
+        self.name = f"UMNN({embedding}, {hidden_features}, {n_nodes}, {bound})"
+        self.first, self.second = nn.Linear(1 + embedding, hidden_features), nn.Linear(hidden_features, hidden_features)
+        self.last = nn.Linear(hidden_features, 1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+        self.nodes, self.weights = np.polynomial.legendre.leggauss(n_nodes)  # in float64, whatever the module's dtype
+
+    def log_integrand(self, t: Tensor, embedding: Tensor) -> Tensor:
+        "`t` `(n, *S)`, `embedding` `(E, *S)`: `(n, *S)`. The embedding's part of the first layer is computed once for all n points."
+        seen = torch.tensordot(self.first.weight[:, 1:], embedding, 1) + self.first.bias.view(-1, *[1] * (t.dim() - 1))
+        h = torch.tanh(seen[:, None] + self.first.weight[:, :1].view(-1, *[1] * t.dim()) * t).flatten(1)
+        h = torch.tanh(torch.addmm(self.second.bias[:, None], self.second.weight, h))
+        return bounded(torch.addmm(self.last.bias[:, None], self.last.weight, h), math.log(1e3)).view(t.shape)
+
+    def function(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        inside = x.clamp(-self.bound, self.bound)
+        nodes, weights = (x.new_tensor(v / 2).view(-1, *[1] * x.dim()) for v in (1 + self.nodes, self.weights))
+        # the last point is the end itself: its integrand is the slope
+        log_g = self.log_integrand(torch.cat([nodes, torch.ones_like(nodes[:1])]) * inside, params[:-1])
+        g = log_g.exp()
+        return inside * (weights * g[:-1]).sum(0) + (x - inside) * g[-1] + params[-1], log_g[-1]
+
+    def forward(self, x: Tensor, params: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        "`x` `(*S)`, `params` `(n_params, *S)`: `(y, log|dy/dx|)`, both `(*S)`."
+        return with_inverse(self.function, x, params, inverse)
+
+# %% ../../nbs/02e_monotonic.ipynb #55a81691
+class BlockLinear(nn.Module):
+    """Block lower triangular weights from `n_in` to `n_out` units a feature, positive on the diagonal blocks.
+
+    `log_diagonal()` is `(D, n_out, n_in)`: each row of a diagonal block is a softmax times `exp` of a bounded scale.
+    `lower()` holds the blocks below the diagonal, `(D n_out, D n_in)`; they start at zero.
+    """
+
+    def __init__(self, features: int, n_in: int, n_out: int):
+        super().__init__()
+        self.n_in, self.n_out = n_in, n_out
+        before = features - 1
+        self.below = nn.Parameter(torch.zeros(before * n_out, before * n_in))
+        self.register_buffer("mask", torch.ones(before, before).tril().kron(torch.ones(n_out, n_in)), persistent=False)
+        self.shares = nn.Parameter(torch.empty(features, n_out, n_in if n_in > 1 else 0).uniform_(-1, 1))  # one input has no shares
+        self.log_scale = nn.Parameter(torch.zeros(features, n_out, 1))
+        self.bias = nn.Parameter(torch.zeros(features * n_out))
+
+    def lower(self) -> Tensor:
+        return F.pad(self.below * self.mask, (0, self.n_in, self.n_out, 0))
+
+    def log_diagonal(self) -> Tensor:
+        log_scale = bounded(self.log_scale, MAX_LOG_SLOPE)
+        return log_scale + self.shares.log_softmax(-1) if self.n_in > 1 else log_scale
+
+
+def log_matmul(log_a: Tensor, log_b: Tensor) -> Tensor:
+    "`log(exp(log_a) @ exp(log_b))` for batches of matrices `(D, n, k)` and `(D, k, m)`, without overflow."
+    top_a, top_b = log_a.amax(2, keepdim=True).detach(), log_b.amax(1, keepdim=True).detach()
+    return (torch.bmm((log_a - top_a).exp(), (log_b - top_b).exp())).log() + top_a + top_b
+
+# %% ../../nbs/02e_monotonic.ipynb #83f61dc3
+class BlockAutoregressive(Transform):
+    """B-NAF: one network whose Jacobian is triangular with a positive diagonal (De Cao, Titov and Aziz 2019).
+
+    `hidden_features` units a hidden layer, shared out among the features, at least two each. Density direction in one
+    pass; sampling direction feature by feature, each one root (`RootError` where there is none).
+    """
+
+    def __init__(self, features: int, *, hidden_features: int = 64, n_hidden: int = 2, context_features: int = 0):
+        super().__init__()
+        if features < 1 or hidden_features < 1 or n_hidden < 1:
+            raise ValueError(f"features, hidden_features and n_hidden must be 1 or more, got {features}, {hidden_features}, {n_hidden}")
+        self.features, self.context_features = features, context_features
+        units = max(2, -(-hidden_features // features))
+        widths = [1] + [units] * n_hidden + [1]
+        self.layers = nn.ModuleList(BlockLinear(features, a, b) for a, b in zip(widths[:-1], widths[1:]))
+        self.gates = nn.ParameterList(torch.zeros(features, units, 1) for _ in range(n_hidden))
+        self.offsets = nn.ParameterList(torch.empty(features, units, 1).uniform_(-2, 2) for _ in range(n_hidden))
+        self.from_context = nn.Parameter(torch.zeros(features * units, context_features))
+
+    def activation(self, k: int, h: Tensor, which: slice) -> tuple[Tensor, Tensor]:
+        "`h + c tanh(h + b)` and the logarithm of its slope, `(d, units, B)`; `c > -1`, so it rises, and without bound."
+        gate = torch.expm1(bounded(self.gates[k][which], MAX_LOG_SLOPE))
+        bend = torch.tanh(h + self.offsets[k][which])
+        return torch.addcmul(h, gate, bend), torch.log1p(gate * (1 - bend * bend))
+
+    def curve(self, x: Tensor, log_diagonals: list[Tensor], shift: Callable[[int, Tensor], Tensor],
+              which: slice = slice(None)) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The features `which`, `(d, B)`, as functions of themselves: outputs and log slopes `(d, B)`, each layer's inputs.
+
+        `shift(k, h)` is what the features before add to layer k, `(d, n_out, B)`.
+        """
+        h, log_slope, inputs = x[:, None], torch.zeros_like(x)[:, None], []
+        for k, log_w in enumerate(log_diagonals):
+            inputs.append(h)
+            log_w = log_w[which]
+            h, log_slope = torch.baddbmm(shift(k, h), log_w.exp(), h), log_matmul(log_w, log_slope)
+            if k < len(self.gates):
+                h, log_bend = self.activation(k, h, which)
+                log_slope = log_slope + log_bend
+        return h[:, 0], log_slope[:, 0], inputs
+
+    def biases(self, context: Tensor | None, rows: int) -> list[Tensor]:
+        "For each layer `(D n_out, B)`; the first layer sees the context."
+        first, *rest = (layer.bias[:, None] for layer in self.layers)
+        first = first.expand(-1, rows) if context is None else torch.addmm(first, self.from_context, context)
+        return [first, *(b.expand(-1, rows) for b in rest)]
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Density direction: `(B, D)` to noise and `(B,)` log-determinants."""
+        x, c = feature_major(inputs, self.features, context, self.context_features)
+        biases = self.biases(c, x.shape[1])
+
+        def shift(k: int, h: Tensor) -> Tensor:
+            return torch.addmm(biases[k], self.layers[k].lower(), h.flatten(0, 1)).unflatten(0, (self.features, -1))
+
+        u, log_slope, _ = self.curve(x, [layer.log_diagonal() for layer in self.layers], shift)
+        return u.t(), log_slope.sum(0)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Sampling direction: `(B, D)` noise to data and `(B,)` log-determinants; D roots, one after another."""
+        u, c = feature_major(inputs, self.features, context, self.context_features)
+        biases, lowers = self.biases(c, u.shape[1]), [layer.lower() for layer in self.layers]
+        log_diagonals = [layer.log_diagonal() for layer in self.layers]
+        before = [u.new_empty(0, u.shape[1]) for _ in self.layers]
+        xs, logabsdet = [], 0
+        for i in range(self.features):
+            rows = [slice(i * layer.n_out, (i + 1) * layer.n_out) for layer in self.layers]
+            shifts = [torch.addmm(b[r], w[r, :len(h)], h)[None] for b, w, r, h in zip(biases, lowers, rows, before)]
+            x_i, log_slope, layer_inputs = self.solve(u[i:i + 1], log_diagonals, shifts, slice(i, i + 1))
+            before = [torch.cat([old, new[0]]) for old, new in zip(before, layer_inputs)]
+            xs.append(x_i)
+            logabsdet = logabsdet - log_slope[0]
+        return torch.cat(xs).t(), logabsdet
+
+    def solve(self, u: Tensor, log_diagonals: list[Tensor], shifts: list[Tensor], which: slice) -> tuple[Tensor, Tensor, list[Tensor]]:
+        "The features `which` that give the noise `u`, `(d, B)`, their log slopes and each layer's inputs there."
+        def value_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
+            value, log_slope, _ = self.curve(x, log_diagonals, lambda k, h: shifts[k], which)
+            return value, log_slope.exp()
+
+        x = differentiable_root(value_and_slope, u)
+        return x, *self.curve(x, log_diagonals, lambda k, h: shifts[k], which)[1:]
+
+    def extra_repr(self) -> str:
+        return f"features={self.features}, units={self.layers[0].n_out}"
