@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from .coupling import Univariate, affine, feature_major
 
 # %% auto #0
-__all__ = ['MIN_SLOPE', 'MAX_LOG_SLOPE', 'MAX_COEFFICIENT', 'RootError', 'find_root', 'differentiable_root', 'bounded',
-           'with_inverse', 'gains', 'logit_of_mixture', 'logistic_mixture', 'deep_sigmoid', 'sum_of_squares', 'UMNN',
-           'BlockLinear', 'log_matmul', 'BlockAutoregressive']
+__all__ = ['MIN_SLOPE', 'MAX_LOG_SLOPE', 'SPREAD', 'MAX_COEFFICIENT', 'GATE_GAIN', 'RootError', 'find_root',
+           'differentiable_root', 'bounded', 'with_inverse', 'logit_of_mixture', 'sigmoidal_layer', 'logistic_mixture',
+           'deep_sigmoid', 'sum_of_squares', 'UMNN', 'BlockLinear', 'log_matmul', 'BlockAutoregressive']
 
 # %% ../../nbs/02e_monotonic.ipynb #0cf3322d
 class RootError(RuntimeError):
@@ -123,11 +123,6 @@ def with_inverse(function: Callable, x: Tensor, params: Tensor, inverse: bool = 
     return root, -function(root, params)[1]
 
 # %% ../../nbs/02e_monotonic.ipynb #e55e32fe
-def gains(n: int, like: Tensor) -> Tensor:
-    "`n` distinct factors around 1, `(n, 1, ...)` with the dimensions of `like`: they let units that start alike learn apart."
-    return torch.linspace(0.5, 1.5, n, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.dim() - 1))
-
-
 def logit_of_mixture(x: Tensor, logits: Tensor, offset: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
     """`(y, dy/dx)` of `y = logit(sum_k w_k sigmoid(z_k))`, `z_k = exp(log_scale_k) x + offset_k`, `w = softmax(logits)`.
 
@@ -142,42 +137,65 @@ def logit_of_mixture(x: Tensor, logits: Tensor, offset: Tensor, log_scale: Tenso
 
 # %% ../../nbs/02e_monotonic.ipynb #bb67a386
 MAX_LOG_SLOPE = math.log(100.0)
+SPREAD = 2.0
 
 
+def _unit_constants(n: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    "Of `n` units the offsets at the start, half of them SPREAD and half -SPREAD, and a factor for how fast each learns."
+    offset = SPREAD * torch.tensor([1.0, -1.0], dtype=like.dtype, device=like.device).repeat(n // 2)
+    gain = torch.linspace(0.5, 1.5, n, dtype=like.dtype, device=like.device)
+    return tuple(v.view(-1, *[1] * (like.dim() - 1)) for v in (offset, gain))
+
+
+def sigmoidal_layer(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    """`(y, dy/dx)`: the logit of a mixture of K sigmoids plus a fixed function, the identity at `params` `(3K + 1, *S)` = 0.
+
+    In the order of `params`: K weights, K offsets, K scales, and how much of the fixed function is left.
+    """
+    logits, offset, log_scale = params[:-1].unflatten(0, (3, -1))
+    start, gain = _unit_constants(len(offset), offset)
+    y, slope = logit_of_mixture(x, logits, start + gain * offset, bounded(gain * log_scale, MAX_LOG_SLOPE))
+    # the mixture of sigmoid(x + SPREAD) and sigmoid(x - SPREAD) has the logit x - rest
+    c, left = math.log(math.cosh(SPREAD)), bounded(params[-1], MAX_LOG_SLOPE).exp()
+    rest = F.softplus(x + c) - F.softplus(x - c) - c
+    return y + left * rest, slope + left * (torch.sigmoid(x + c) - torch.sigmoid(x - c))
+
+
+def _check_units(name: str, n: int) -> None:
+    if n < 2 or n % 2:
+        raise ValueError(f"{name} must be even and at least 2, got {n}: at the start half of them lie left and half right")
+
+# %% ../../nbs/02e_monotonic.ipynb #5dfccb93
 def _mixture(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-    logits, mean, log_scale = params[:-2].unflatten(0, (3, -1))
-    gain = gains(len(mean), mean)
-    log_scale = -bounded(gain * log_scale, MAX_LOG_SLOPE)
-    y, slope = logit_of_mixture(x, logits, -gain * mean * log_scale.exp(), log_scale)
-    slope = torch.lerp(slope, torch.ones_like(slope), MIN_SLOPE)
+    y, slope = sigmoidal_layer(x, params[:-2])
     y, log_scale = affine(torch.lerp(y, x, MIN_SLOPE), params[-2:])
-    return y, slope.log() + log_scale
+    return y, torch.lerp(slope, torch.ones_like(slope), MIN_SLOPE).log() + log_scale
 
 
 def logistic_mixture(components: int = 8) -> Univariate:
-    """Flow++: the logit of a mixture of logistic distribution functions, scaled and shifted: `3 components + 2` parameters.
+    """Flow++: the logit of a mixture of logistic distribution functions, scaled and shifted: `3 components + 3` parameters.
 
-    Ho et al. 2019, section 3.2. Slopes of the logit lie in (0.001, 100).
+    Ho et al. 2019.
     """
-    return Univariate(3 * components + 2, partial(with_inverse, _mixture), f"logistic_mixture({components})")
+    _check_units("components", components)
+    return Univariate(3 * components + 3, partial(with_inverse, _mixture), f"logistic_mixture({components})")
 
-# %% ../../nbs/02e_monotonic.ipynb #5dfccb93
+# %% ../../nbs/02e_monotonic.ipynb #a5c24730
 def _deep_sigmoid(x: Tensor, params: Tensor, n_layers: int) -> tuple[Tensor, Tensor]:
     y, slope = x, torch.ones_like(x)
-    for layer in params.unflatten(0, (n_layers, 3, -1)):
-        logits, offset, log_scale = layer
-        gain = gains(len(offset), offset)
-        y, layer_slope = logit_of_mixture(y, logits, gain * offset, bounded(gain * log_scale, MAX_LOG_SLOPE))
+    for layer in params.unflatten(0, (n_layers, -1)):
+        y, layer_slope = sigmoidal_layer(y, layer)
         slope = slope * layer_slope
     return torch.lerp(y, x, MIN_SLOPE), torch.lerp(slope, torch.ones_like(slope), MIN_SLOPE).log()
 
 
 def deep_sigmoid(units: int = 8, n_layers: int = 2) -> Univariate:
-    """NAF's deep sigmoidal flow: `n_layers` sigmoidal layers of `units` units, one after another: `3 units n_layers` parameters.
+    """NAF's deep sigmoidal flow: `n_layers` sigmoidal layers of `units` units, one after another: `n_layers (3 units + 1)` parameters.
 
-    Huang et al. 2018, section 3 (DSF). Slopes lie above 0.001.
+    Huang et al. 2018 (DSF).
     """
-    return Univariate(3 * units * n_layers, partial(with_inverse, partial(_deep_sigmoid, n_layers=n_layers)),
+    _check_units("units", units)
+    return Univariate(n_layers * (3 * units + 1), partial(with_inverse, partial(_deep_sigmoid, n_layers=n_layers)),
                       f"deep_sigmoid({units}, {n_layers})")
 
 # %% ../../nbs/02e_monotonic.ipynb #25c88d61
@@ -284,6 +302,9 @@ def log_matmul(log_a: Tensor, log_b: Tensor) -> Tensor:
     return (torch.bmm((log_a - top_a).exp(), (log_b - top_b).exp())).log() + top_a + top_b
 
 # %% ../../nbs/02e_monotonic.ipynb #83f61dc3
+GATE_GAIN = 8.0  # a gate starts at 0 and has to move by whole units: it learns this much faster than a weight
+
+
 class BlockAutoregressive(Transform):
     """B-NAF: one network whose Jacobian is triangular with a positive diagonal (De Cao, Titov and Aziz 2019).
 
@@ -302,28 +323,29 @@ class BlockAutoregressive(Transform):
         self.gates = nn.ParameterList(torch.zeros(features, units, 1) for _ in range(n_hidden))
         self.offsets = nn.ParameterList(torch.empty(features, units, 1).uniform_(-2, 2) for _ in range(n_hidden))
         self.from_context = nn.Parameter(torch.zeros(features * units, context_features))
+        self.register_buffer("steepness", torch.linspace(1, 4, units)[:, None], persistent=False)
 
-    def activation(self, k: int, h: Tensor, which: slice) -> tuple[Tensor, Tensor]:
-        "`h + c tanh(h + b)` and the logarithm of its slope, `(d, units, B)`; `c > -1`, so it rises, and without bound."
-        gate = torch.expm1(bounded(self.gates[k][which], MAX_LOG_SLOPE))
-        bend = torch.tanh(h + self.offsets[k][which])
-        return torch.addcmul(h, gate, bend), torch.log1p(gate * (1 - bend * bend))
+    def activation(self, k: int, h: Tensor, which: slice) -> tuple[Tensor, Tensor, Tensor]:
+        "`h + c tanh(k (h + b)) / k`, the logarithm of its slope and the tanh, `(d, units, B)`; `c > -1`, so it rises, without bound."
+        gate = torch.expm1(bounded(GATE_GAIN * self.gates[k][which], MAX_LOG_SLOPE))
+        bend = torch.tanh(self.steepness * (h + self.offsets[k][which]))
+        return torch.addcmul(h, gate / self.steepness, bend), torch.log1p(gate * (1 - bend * bend)), bend
 
     def curve(self, x: Tensor, log_diagonals: list[Tensor], shift: Callable[[int, Tensor], Tensor],
               which: slice = slice(None)) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """The features `which`, `(d, B)`, as functions of themselves: outputs and log slopes `(d, B)`, each layer's inputs.
-
-        `shift(k, h)` is what the features before add to layer k, `(d, n_out, B)`.
+        """The features `which`, `(d, B)`, as functions of themselves: outputs and log slopes `(d, B)`, and what each layer shows
+        to the features after, `(d, n_in, B)`. `shift(k, shown)` is what the features before add to layer k, `(d, n_out, B)`.
         """
-        h, log_slope, inputs = x[:, None], torch.zeros_like(x)[:, None], []
+        h = shown = x[:, None]
+        log_slope, all_shown = torch.zeros_like(h), []
         for k, log_w in enumerate(log_diagonals):
-            inputs.append(h)
+            all_shown.append(shown)
             log_w = log_w[which]
-            h, log_slope = torch.baddbmm(shift(k, h), log_w.exp(), h), log_matmul(log_w, log_slope)
+            h, log_slope = torch.baddbmm(shift(k, shown), log_w.exp(), h), log_matmul(log_w, log_slope)
             if k < len(self.gates):
-                h, log_bend = self.activation(k, h, which)
+                h, log_bend, shown = self.activation(k, h, which)
                 log_slope = log_slope + log_bend
-        return h[:, 0], log_slope[:, 0], inputs
+        return h[:, 0], log_slope[:, 0], all_shown
 
     def biases(self, context: Tensor | None, rows: int) -> list[Tensor]:
         "For each layer `(D n_out, B)`; the first layer sees the context."
@@ -336,8 +358,8 @@ class BlockAutoregressive(Transform):
         x, c = feature_major(inputs, self.features, context, self.context_features)
         biases = self.biases(c, x.shape[1])
 
-        def shift(k: int, h: Tensor) -> Tensor:
-            return torch.addmm(biases[k], self.layers[k].lower(), h.flatten(0, 1)).unflatten(0, (self.features, -1))
+        def shift(k: int, shown: Tensor) -> Tensor:
+            return torch.addmm(biases[k], self.layers[k].lower(), shown.flatten(0, 1)).unflatten(0, (self.features, -1))
 
         u, log_slope, _ = self.curve(x, [layer.log_diagonal() for layer in self.layers], shift)
         return u.t(), log_slope.sum(0)
@@ -352,20 +374,20 @@ class BlockAutoregressive(Transform):
         for i in range(self.features):
             rows = [slice(i * layer.n_out, (i + 1) * layer.n_out) for layer in self.layers]
             shifts = [torch.addmm(b[r], w[r, :len(h)], h)[None] for b, w, r, h in zip(biases, lowers, rows, before)]
-            x_i, log_slope, layer_inputs = self.solve(u[i:i + 1], log_diagonals, shifts, slice(i, i + 1))
-            before = [torch.cat([old, new[0]]) for old, new in zip(before, layer_inputs)]
+            x_i, log_slope, shown = self.solve(u[i:i + 1], log_diagonals, shifts, slice(i, i + 1))
+            before = [torch.cat([old, new[0]]) for old, new in zip(before, shown)]
             xs.append(x_i)
             logabsdet = logabsdet - log_slope[0]
         return torch.cat(xs).t(), logabsdet
 
     def solve(self, u: Tensor, log_diagonals: list[Tensor], shifts: list[Tensor], which: slice) -> tuple[Tensor, Tensor, list[Tensor]]:
-        "The features `which` that give the noise `u`, `(d, B)`, their log slopes and each layer's inputs there."
+        "The features `which` that give the noise `u`, `(d, B)`, their log slopes, and what each layer shows."
         def value_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
-            value, log_slope, _ = self.curve(x, log_diagonals, lambda k, h: shifts[k], which)
+            value, log_slope, _ = self.curve(x, log_diagonals, lambda k, shown: shifts[k], which)
             return value, log_slope.exp()
 
         x = differentiable_root(value_and_slope, u)
-        return x, *self.curve(x, log_diagonals, lambda k, h: shifts[k], which)[1:]
+        return x, *self.curve(x, log_diagonals, lambda k, shown: shifts[k], which)[1:]
 
     def extra_repr(self) -> str:
         return f"features={self.features}, units={self.layers[0].n_out}"
