@@ -305,7 +305,9 @@ def train_flow(flow: Flow, train: Rows, val: Rows, *, steps: int = 1000, batch_s
     batches, every = Batches(len(train), batch_size, seed), max(1, steps // 20)
 
     def validate():
+        flow.eval()  # batch norm and residual layers compute something else while they train
         nll = mean_nll(flow, val)
+        flow.train()
         loop.record(val_nll=nll)
         loop.keep_best(nll)
 
