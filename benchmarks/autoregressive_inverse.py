@@ -36,7 +36,7 @@ def naive_inverse(layer: Autoregressive, u: torch.Tensor) -> torch.Tensor:
     "The textbook's algorithm: D passes of the whole network, each of which makes one more feature right."
     x = torch.zeros_like(u)
     for _ in range(layer.features):
-        x = layer.univariate(u.t(), layer.made(x.t()), True)[0].t()
+        x = layer.univariate(u.t(), layer.conditioner(x.t()), True)[0].t()
     return x
 
 

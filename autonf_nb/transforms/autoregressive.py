@@ -5,16 +5,18 @@
 # %% ../../nbs/02d_autoregressive.ipynb #563d3e72
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from nflows.transforms.base import Transform
+from nflows.transforms.base import InverseTransform, Transform
 from torch import Tensor, nn
 
 from .coupling import Univariate, feature_major
 
 # %% auto #0
-__all__ = ['hidden_degrees', 'MaskedLinear', 'MADE', 'split_by_degree', 'incremental_inverse', 'differentiable_inverse',
-           'Autoregressive']
+__all__ = ['hidden_degrees', 'MaskedLinear', 'MADE', 'RecurrentConditioner', 'split_by_degree', 'incremental_inverse',
+           'differentiable_inverse', 'Autoregressive', 'inverse_autoregressive']
 
 # %% ../../nbs/02d_autoregressive.ipynb #294f94d9
 def hidden_degrees(features: int, hidden_features: int, context_features: int = 0) -> Tensor:
@@ -73,6 +75,64 @@ class MADE(nn.Module):
         for layer in self.hidden:
             h = F.relu(layer(h), inplace=True)
         return self.last(h).view(self.n_params, self.features, x.shape[1])
+
+    def inverse(self, univariate: Univariate, u: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        "`(x, logabsdet)` with `u = univariate(x, self(x))`: noise `(D, B)` to data `(D, B)` and `(B,)`; two forms, defined below."
+        needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (u, context, *self.parameters()) if t is not None)
+        return (differentiable_inverse if needs_grad else incremental_inverse)(self, univariate, u, context)
+
+# %% ../../nbs/02d_autoregressive.ipynb #c8ee71c5
+class RecurrentConditioner(nn.Module):
+    """GRU `(D, B) -> (n_params, D, B)`: the parameters of feature i are read off the state after the features before it.
+
+    `context` `(C, B)` sets the initial state, which is learnt where there is none. The last layer starts at zero.
+    `n_hidden` is the number of GRU layers, 1 by default. Source: Cho et al. 2014 for the GRU.
+    """
+
+    def __init__(self, features: int, n_params: int, *, hidden_features: int = 64, n_hidden: int = 1, context_features: int = 0):
+        super().__init__()
+        if features < 1 or hidden_features < 1 or n_hidden < 1:
+            raise ValueError(f"features, hidden_features and n_hidden must be 1 or more, got {features}, {hidden_features}, {n_hidden}")
+        self.features, self.n_params, self.context_features = features, n_params, context_features
+        self.shape = (n_hidden, hidden_features)
+        if context_features:
+            self.first = nn.Linear(context_features, n_hidden * hidden_features)
+        else:
+            self.start = nn.Parameter(torch.randn(n_hidden, 1, hidden_features) / hidden_features**0.5)
+        # one feature has no other to listen to
+        self.gru = nn.GRU(1, hidden_features, num_layers=n_hidden) if features > 1 else None
+        self.last = nn.Linear(hidden_features, n_params)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def initial_state(self, rows: int, context: Tensor | None) -> Tensor:
+        "`(n_hidden, B, H)`."
+        if self.context_features:
+            return self.first(context.t()).tanh().view(rows, *self.shape).movedim(1, 0).contiguous()
+        return self.start.expand(-1, rows, -1).contiguous()
+
+    def read_off(self, states: Tensor) -> Tensor:
+        "Parameters `(n_params, D, B)` from states of the last layer `(D, B, H)`."
+        return self.last(states).movedim(2, 0)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        state = self.initial_state(x.shape[1], context)
+        states = state[-1:]
+        if self.gru is not None and x.shape[1]:
+            states = torch.cat([states, self.gru(x[:-1, :, None], state)[0]])
+        return self.read_off(states.expand(self.features, -1, -1))
+
+    def inverse(self, univariate: Univariate, u: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        "`(x, logabsdet)` with `u = univariate(x, self(x))`: noise `(D, B)` to data `(D, B)` and `(B,)`; the state is carried along."
+        state = self.initial_state(u.shape[1], context)
+        xs, logabsdets = [], []
+        for i, u_i in enumerate(u.split(1)):
+            x_i, logabsdet = univariate(u_i, self.read_off(state[-1:]), True)
+            xs.append(x_i)
+            logabsdets.append(logabsdet)
+            if i + 1 < self.features and u.shape[1]:
+                state = self.gru(x_i[:, :, None], state)[1]
+        return torch.cat(xs), torch.cat(logabsdets).sum(0)
 
 # %% ../../nbs/02d_autoregressive.ipynb #0d247599
 def split_by_degree(made: MADE) -> tuple[list, tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -139,28 +199,34 @@ class Autoregressive(Transform):
     """Autoregressive layer: feature i goes through `univariate` with parameters from the features before it.
 
     MAF with `AFFINE` (Papamakarios et al. 2017), RQ-AF with `rational_quadratic()` (Durkan et al. 2019, section 3.2).
-    Density direction in one pass; sampling direction in D dependent steps by `incremental_inverse`.
+    `conditioner` makes the network: `MADE` (density direction in one pass, sampling direction in D dependent steps that together
+    make one pass) or `RecurrentConditioner` (D steps in both directions).
     """
 
-    def __init__(self, features: int, univariate: Univariate, *, hidden_features: int = 64, n_hidden: int = 2,
-                 context_features: int = 0):
+    def __init__(self, features: int, univariate: Univariate, *, hidden_features: int = 64, n_hidden: int | None = None,
+                 context_features: int = 0, conditioner: Callable[..., nn.Module] = MADE):
         super().__init__()
         self.features, self.context_features, self.univariate = features, context_features, univariate
-        self.made = MADE(features, univariate.n_params, hidden_features=hidden_features, n_hidden=n_hidden,
-                         context_features=context_features)
+        depth = {} if n_hidden is None else {"n_hidden": n_hidden}
+        self.conditioner = conditioner(features, univariate.n_params, hidden_features=hidden_features,
+                                       context_features=context_features, **depth)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Density direction: `(B, D)` to noise and `(B,)` log-determinants."""
         x, c = feature_major(inputs, self.features, context, self.context_features)
-        u, logabsdet = self.univariate(x, self.made(x, c))
+        u, logabsdet = self.univariate(x, self.conditioner(x, c))
         return u.t(), logabsdet.sum(0)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sampling direction: `(B, D)` noise to data and `(B,)` log-determinants."""
         u, c = feature_major(inputs, self.features, context, self.context_features)
-        needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (u, c, *self.parameters()) if t is not None)
-        invert = differentiable_inverse if needs_grad else incremental_inverse
-        x, logabsdet = invert(self.made, self.univariate, u, c)
+        x, logabsdet = self.conditioner.inverse(self.univariate, u, c)
         return x.t(), logabsdet
+
     def extra_repr(self) -> str:
         return f"features={self.features}, univariate={self.univariate.name}"
+
+# %% ../../nbs/02d_autoregressive.ipynb #0bbcf51c
+def inverse_autoregressive(features: int, univariate: Univariate, **options) -> InverseTransform:
+    "IAF: an `Autoregressive` layer with its directions exchanged; `options` are that layer's. Source: Kingma et al. 2016."
+    return InverseTransform(Autoregressive(features, univariate, **options))

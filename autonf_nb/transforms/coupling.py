@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from .splines import rational_quadratic_spline
 
 # %% auto #0
-__all__ = ['MAX_LOG_SCALE', 'AFFINE', 'affine', 'Univariate', 'rational_quadratic', 'feature_major', 'FeatureMajorMLP',
-           'alternating_mask', 'check_mask', 'Coupling']
+__all__ = ['MAX_LOG_SCALE', 'AFFINE', 'ADDITIVE', 'affine', 'additive', 'Univariate', 'rational_quadratic', 'feature_major',
+           'FeatureMajorMLP', 'FeatureMajorResNet', 'alternating_mask', 'check_mask', 'Coupling']
 
 # %% ../../nbs/02c_coupling.ipynb #3b9896e3
 MAX_LOG_SCALE = 2.0
@@ -34,6 +34,11 @@ def affine(x: Tensor, params: Tensor, inverse: bool = False) -> tuple[Tensor, Te
     if inverse:
         return (x - params[1]) * torch.exp(-log_scale), -log_scale
     return torch.addcmul(params[1], x, torch.exp(log_scale)), log_scale
+
+# %% ../../nbs/02c_coupling.ipynb #9de5050a
+def additive(x: Tensor, params: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+    """Shift, `y = x + params[0]`: log-slope 0. `x` is `(*S)`, `params` `(1, *S)`. Source: NICE (Dinh et al. 2015), additive coupling."""
+    return (x - params[0] if inverse else x + params[0]), torch.zeros_like(x)
 
 # %% ../../nbs/02c_coupling.ipynb #eb611936
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Univariate:
 
 
 AFFINE = Univariate(2, affine, "affine")
+ADDITIVE = Univariate(1, additive, "additive")
 
 # %% ../../nbs/02c_coupling.ipynb #57fc7cd4
 def rational_quadratic(num_bins: int = 8, bound: float = 4.0) -> Univariate:
@@ -94,8 +100,33 @@ class FeatureMajorMLP(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         *hidden, last = self.layers
         for layer in hidden:
-            h = F.relu(torch.addmm(layer.bias[:, None], layer.weight, h), inplace=True)
-        return torch.addmm(last.bias[:, None], last.weight, h)
+            h = F.relu(_feature_major_linear(layer, h), inplace=True)
+        return _feature_major_linear(last, h)
+
+
+def _feature_major_linear(layer: nn.Linear, h: Tensor) -> Tensor:
+    return torch.addmm(layer.bias[:, None], layer.weight, h)
+
+# %% ../../nbs/02c_coupling.ipynb #d5a26efa
+class FeatureMajorResNet(nn.Module):
+    """Residual ReLU network from `(n_in, B)` to `(n_out, B)`: `n_hidden // 2` blocks of two layers; its first output is 0."""
+
+    def __init__(self, n_in: int, n_out: int, *, hidden_features: int = 64, n_hidden: int = 2):
+        super().__init__()
+        if hidden_features < 1 or n_hidden < 2 or n_hidden % 2:
+            raise ValueError("hidden_features must be 1 or more and n_hidden even for a residual network, "
+                             f"got {hidden_features} and {n_hidden}")
+        self.first = nn.Linear(n_in, hidden_features)
+        self.blocks = nn.ModuleList(nn.Linear(hidden_features, hidden_features) for _ in range(n_hidden))
+        self.last = nn.Linear(hidden_features, n_out)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = _feature_major_linear(self.first, h)
+        for a, b in zip(self.blocks[::2], self.blocks[1::2]):
+            h = h + _feature_major_linear(b, F.relu(_feature_major_linear(a, F.relu(h))))
+        return _feature_major_linear(self.last, F.relu(h))
 
 # %% ../../nbs/02c_coupling.ipynb #bc2072f8
 def alternating_mask(features: int, layer: int = 0) -> Tensor:
@@ -122,20 +153,22 @@ def check_mask(mask: Tensor, features: int) -> Tensor:
 class Coupling(Transform):
     """Coupling layer: masked features pass and condition the others, each of which goes through `univariate`.
 
-    Real NVP with `AFFINE` (Dinh et al. 2017), RQ-C with `rational_quadratic()` (Durkan et al. 2019, section 3.2).
+    NICE with `ADDITIVE` (Dinh et al. 2015), Real NVP with `AFFINE` (Dinh et al. 2017), RQ-C with `rational_quadratic()` (Durkan et al.
+    2019, section 3.2).
     `mask` is `(features,)` booleans, True = conditions, default `alternating_mask(features)`. Where there is nothing to
     condition on (D = 1, an all-False mask, no context) the parameters of the univariate functions are free.
+    `network` makes the conditioner: `FeatureMajorMLP`, `FeatureMajorResNet`, or anything with their arguments.
     """
 
     def __init__(self, features: int, univariate: Univariate, *, hidden_features: int = 64, n_hidden: int = 2,
-                 context_features: int = 0, mask: Tensor | None = None):
+                 context_features: int = 0, mask: Tensor | None = None, network: Callable[..., nn.Module] = FeatureMajorMLP):
         super().__init__()
         mask = alternating_mask(features) if mask is None else check_mask(mask, features)
         self.features, self.context_features, self.univariate = features, context_features, univariate
         self.register_buffer("passing", mask.nonzero()[:, 0], persistent=False)
         self.register_buffer("transformed", (~mask).nonzero()[:, 0], persistent=False)
         n_in, n_out = len(self.passing) + context_features, univariate.n_params * len(self.transformed)
-        self.conditioner = FeatureMajorMLP(n_in, n_out, hidden_features=hidden_features, n_hidden=n_hidden) if n_in else None
+        self.conditioner = network(n_in, n_out, hidden_features=hidden_features, n_hidden=n_hidden) if n_in else None
         self.free_params = None if n_in else nn.Parameter(torch.zeros(n_out, 1))
 
     def params(self, x: Tensor, context: Tensor | None) -> Tensor:
