@@ -14,7 +14,7 @@ from .monotonic import differentiable_root
 
 # %% auto #0
 __all__ = ['invertible', 'log_slope', 'solve_tanh', 'FreeParameters', 'Planar', 'original_radius', 'Radial', 'orthonormal',
-           'place', 'Sylvester', 'solve_from_the_last']
+           'place', 'solve_from_the_last', 'Sylvester']
 
 # %% ../../nbs/02f_matrix_determinant.ipynb #5dc8e16a
 def invertible(v: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,6 +155,18 @@ def place(values: Tensor, indices: Tensor, rows: int, columns: int) -> Tensor:
     matrix[:, indices[0], indices[1]] = values
     return matrix
 
+# %% ../../nbs/02f_matrix_determinant.ipynb #4881ae9d
+def solve_from_the_last(z: Tensor, R: Tensor, R_in: Tensor, b: Tensor, log_gain: Tensor) -> Tensor:
+    """`t = tanh(R_in y + b)` where `z = y + R t`: `(Z, M, N)`, found from the last of the M coordinates to the first."""
+    t = y = z[:, :0]
+    for i in reversed(range(z.shape[1])):
+        here, after = slice(i, i + 1), slice(i + 1, None)
+        zeta = z[:, here] - R[:, here, after] @ t
+        p = R_in[:, here, after] @ y + R_in[:, here, here] * zeta + b[:, here]
+        t_i = solve_tanh(p, log_gain[:, here])
+        t, y = torch.cat([t_i, t], 1), torch.cat([zeta - R[:, here, here] * t_i, y], 1)
+    return t
+
 # %% ../../nbs/02f_matrix_determinant.ipynb #15c3ad0b
 class Sylvester(Transform):
     """`u = x + Q R tanh(R_in Q^T x + b)` in the density direction: moves rows along `n_units` orthonormal directions at once.
@@ -211,15 +223,3 @@ class Sylvester(Transform):
 
     def extra_repr(self) -> str:
         return f"features={self.features}, n_units={self.n_units}"
-
-# %% ../../nbs/02f_matrix_determinant.ipynb #4881ae9d
-def solve_from_the_last(z: Tensor, R: Tensor, R_in: Tensor, b: Tensor, log_gain: Tensor) -> Tensor:
-    """`t = tanh(R_in y + b)` where `z = y + R t`: `(Z, M, N)`, found from the last of the M coordinates to the first."""
-    t = y = z[:, :0]
-    for i in reversed(range(z.shape[1])):
-        here, after = slice(i, i + 1), slice(i + 1, None)
-        zeta = z[:, here] - R[:, here, after] @ t
-        p = R_in[:, here, after] @ y + R_in[:, here, here] * zeta + b[:, here]
-        t_i = solve_tanh(p, log_gain[:, here])
-        t, y = torch.cat([t_i, t], 1), torch.cat([zeta - R[:, here, here] * t_i, y], 1)
-    return t
