@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from operator import index
 
@@ -14,12 +15,18 @@ from nflows.transforms import CompositeTransform, IdentityTransform
 from nflows.transforms.base import Transform
 from torch import Tensor
 
-from .transforms.autoregressive import Autoregressive
-from .transforms.coupling import AFFINE, Coupling, alternating_mask, rational_quadratic
+from .transforms.autoregressive import Autoregressive, RecurrentConditioner, inverse_autoregressive
+from .transforms.coupling import ADDITIVE, AFFINE, Coupling, Univariate, alternating_mask, rational_quadratic
 from .transforms.linear import LULinear, ReversePermutation
+from .transforms.matrix_determinant import Planar, Radial, Sylvester
+from .transforms.monotonic import UMNN, BlockAutoregressive, deep_sigmoid, logistic_mixture, sum_of_squares
+from .transforms.multiscale import glow_layer
+from .transforms.polynomial_splines import polynomial_spline
+from .transforms.residual import Residual
 
 # %% auto #0
-__all__ = ['CANDIDATES', 'Candidate', 'layer_mask', 'get_candidate', 'register_candidate', 'Architecture', 'SearchSpace']
+__all__ = ['CANDIDATES', 'Candidate', 'layer_mask', 'in_coupling', 'in_autoregressive', 'get_candidate', 'register_candidate',
+           'Architecture', 'SearchSpace']
 
 # %% ../nbs/03_candidates.ipynb #28cbb980
 def _whole(name: str, value: object, least: int) -> int:
@@ -70,42 +77,86 @@ def layer_mask(features: int, layer: int) -> Tensor:
     return alternating_mask(features, layer if features % 2 else 0)
 
 # %% ../nbs/03_candidates.ipynb #90ac764a
-def _maf(features, hidden_features, context_features, num_bins, layer):
-    return Autoregressive(features, AFFINE, hidden_features=hidden_features, context_features=context_features)
+def in_coupling(univariate: Callable[[int], Univariate], **options) -> Callable[..., Transform]:
+    "A candidate's nonlinear part: `Coupling` with `univariate(num_bins)`, its mask flipped by `layer_mask`; `options` go to the layer."
+    def nonlinear(features, hidden_features, context_features, num_bins, layer):
+        return Coupling(features, univariate(num_bins), hidden_features=hidden_features, context_features=context_features,
+                        mask=layer_mask(features, layer), **options)
+    return nonlinear
 
 
-def _rq_af(features, hidden_features, context_features, num_bins, layer):
-    univariate = rational_quadratic(num_bins)
-    return Autoregressive(features, univariate, hidden_features=hidden_features, context_features=context_features)
-
-
-def _coupling(univariate, features, hidden_features, context_features, layer):
-    mask = layer_mask(features, layer)
-    return Coupling(features, univariate, hidden_features=hidden_features, context_features=context_features, mask=mask)
-
-
-def _real_nvp(features, hidden_features, context_features, num_bins, layer):
-    return _coupling(AFFINE, features, hidden_features, context_features, layer)
-
-
-def _rq_c(features, hidden_features, context_features, num_bins, layer):
-    return _coupling(rational_quadratic(num_bins), features, hidden_features, context_features, layer)
+def in_autoregressive(univariate: Callable[[int], Univariate], **options) -> Callable[..., Transform]:
+    "A candidate's nonlinear part: `Autoregressive` with `univariate(num_bins)`; `options` go to the layer."
+    def nonlinear(features, hidden_features, context_features, num_bins, layer):
+        return Autoregressive(features, univariate(num_bins), hidden_features=hidden_features, context_features=context_features, **options)
+    return nonlinear
 
 
 def _null(features, hidden_features, context_features, num_bins, layer):
     return IdentityTransform()
 
 # %% ../nbs/03_candidates.ipynb #a9804a55
+def _affine(num_bins: int) -> Univariate:
+    return AFFINE
+
+
 CANDIDATES: dict[str, Candidate] = {
     c.name: c
     for c in (
-        Candidate("MAF", "affine autoregressive: one pass in the density direction, D passes in the sampling direction", _maf),
-        Candidate("RQ-AF", "rational-quadratic spline autoregressive: the most expressive, D passes to sample", _rq_af),
-        Candidate("RealNVP", "affine coupling: the cheapest in both directions, the unit of cost", _real_nvp),
-        Candidate("RQ-C", "rational-quadratic spline coupling: one pass in both directions", _rq_c),
+        Candidate("MAF", "affine autoregressive: one pass in the density direction, D passes in the sampling direction",
+                  in_autoregressive(_affine)),
+        Candidate("RQ-AF", "rational-quadratic spline autoregressive: the most expressive, D passes to sample",
+                  in_autoregressive(rational_quadratic)),
+        Candidate("RealNVP", "affine coupling: the cheapest in both directions, the unit of cost", in_coupling(_affine)),
+        Candidate("RQ-C", "rational-quadratic spline coupling: one pass in both directions", in_coupling(rational_quadratic)),
         Candidate("NULL", "the identity, at no cost: choosing it leaves the layer out", _null, mixing=False),
     )
 }
+
+# %% ../nbs/03_candidates.ipynb #03369595
+def _additive(num_bins: int) -> Univariate:
+    return ADDITIVE
+
+
+def _alone(layer_class: type[Transform], **options) -> Callable[..., Transform]:
+    "The nonlinear part of a family that is a layer by itself."
+    def nonlinear(features, hidden_features, context_features, num_bins, layer):
+        return layer_class(features, hidden_features=hidden_features, context_features=context_features, **options)
+    return nonlinear
+
+
+def _iaf(features, hidden_features, context_features, num_bins, layer):
+    return inverse_autoregressive(features, AFFINE, hidden_features=hidden_features, context_features=context_features)
+
+
+def _monotone(univariate: Callable[[], Univariate]) -> Callable[[int], Univariate]:
+    "A function of one number that has no bins."
+    return lambda num_bins: univariate()
+
+# %% ../nbs/03_candidates.ipynb #6f2736ca
+_POLYNOMIAL = [
+    Candidate(f"{degree.capitalize()}Spline-{kind}", f"{degree} spline, {word}", part(partial(polynomial_spline, degree)))
+    for degree in ("linear", "quadratic", "cubic")
+    for kind, word, part in (("C", "coupling", in_coupling), ("AF", "autoregressive", in_autoregressive))
+]
+_OTHERS = [
+    Candidate("NICE", "additive coupling: moves mass and never squeezes it, the linear layer does", in_coupling(_additive)),
+    Candidate("IAF", "affine autoregressive turned round: one pass in the sampling direction, D in the density direction", _iaf),
+    Candidate("MAF-GRU", "affine autoregressive with a recurrent network: D steps in both directions",
+              in_autoregressive(_affine, conditioner=RecurrentConditioner)),
+    Candidate("Flow++", "coupling with mixtures of logistics: inverse by root search", in_coupling(_monotone(logistic_mixture))),
+    Candidate("NAF", "autoregressive with deep sigmoidal functions: inverse by root search", in_autoregressive(_monotone(deep_sigmoid))),
+    Candidate("UMNN", "autoregressive with integrals of a positive network: inverse by root search", in_autoregressive(_monotone(UMNN))),
+    Candidate("SOS", "autoregressive with sums of squared polynomials: inverse by root search",
+              in_autoregressive(_monotone(sum_of_squares))),
+    Candidate("B-NAF", "one triangular network of blocks: inverse by D root searches", _alone(BlockAutoregressive)),
+    Candidate("planar", "moves rows along one vector: a few numbers, little bend", _alone(Planar)),
+    Candidate("radial", "pulls rows to a centre or pushes them away: a few numbers, little bend", _alone(Radial)),
+    Candidate("Sylvester", "planar along many orthogonal directions at once", _alone(Sylvester)),
+    Candidate("residual", "x + g(x) with a contraction g: free form, inverse by iteration", _alone(Residual)),
+    Candidate("Glow", "activation normalisation and affine coupling, as in Glow, on rows", glow_layer),
+]
+CANDIDATES.update({c.name: c for c in _POLYNOMIAL + _OTHERS})
 _BUILT_IN = frozenset(CANDIDATES)
 
 # %% ../nbs/03_candidates.ipynb #a268cc9c

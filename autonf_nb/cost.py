@@ -6,21 +6,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from numbers import Real
 from typing import NamedTuple
 
 import torch
-from nflows.transforms.base import InverseNotAvailable, Transform
+from nflows.transforms.base import CompositeTransform, InverseNotAvailable, Transform
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from .candidates import _BUILT_IN, Candidate, _whole, get_candidate
+from .candidates import Candidate, _whole, get_candidate
+from .transforms.autoregressive import MADE, Autoregressive
 
 # %% auto #0
 __all__ = ['COST_MODELS', 'DIRECTIONS', 'PAPER_LAYER_COSTS', 'Operations', 'count_operations', 'OperationCounter',
-           'measured_operations', 'layer_cost', 'architecture_cost']
+           'measured_operations', 'TextbookAutoregressive', 'as_in_textbooks', 'layer_cost', 'architecture_cost']
 
 # %% ../nbs/04_cost.ipynb #64cf654e
 COST_MODELS = ("paper", "flops", "params")
@@ -91,6 +93,33 @@ def _autoregressive(features, univariate, n_params, hidden, context, inverse, la
     return Operations(passes * network.products, passes * network.elementwise + features * univariate)
 
 # %% ../nbs/04_cost.ipynb #f2c89a6c
+class _Counted(NamedTuple):
+    "How a candidate's nonlinear part is counted: its family, its function of one number, and whether its directions are exchanged."
+
+    family: Callable[..., Operations]
+    univariate: Callable[[int, bool], int]  # (number of bins, inverse) -> operations
+    n_params: Callable[[int], int]
+    turned: bool = False
+
+
+def _bins_do_not_matter(count: Callable[[bool], int]) -> Callable[[int, bool], int]:
+    return lambda num_bins, inverse: count(inverse)
+
+
+def _shift(inverse: bool) -> int:
+    return 2  # one addition, and the sum into the log-determinant
+
+
+_NONLINEAR = {
+    "MAF": _Counted(_autoregressive, _bins_do_not_matter(_affine), lambda K: 2),
+    "RQ-AF": _Counted(_autoregressive, _spline, lambda K: 3 * K - 1),
+    "RealNVP": _Counted(_coupling, _bins_do_not_matter(_affine), lambda K: 2),
+    "RQ-C": _Counted(_coupling, _spline, lambda K: 3 * K - 1),
+    "NICE": _Counted(_coupling, _bins_do_not_matter(_shift), lambda K: 1),
+    "IAF": _Counted(_autoregressive, _bins_do_not_matter(_affine), lambda K: 2, turned=True),
+}
+
+# %% ../nbs/04_cost.ipynb #3deeebe8
 def count_operations(
     name: str,
     features: int,
@@ -101,15 +130,15 @@ def count_operations(
     num_bins: int = 8,
     layer: int = 0,
 ) -> Operations:
-    "Operations per row of a built-in candidate layer, by formula. What does not grow with the rows is not charged."
-    inverse = direction == "sampling"
+    "Operations per row of a candidate layer, by formula. What does not grow with the rows is not charged. ValueError without a formula."
     if name == "NULL":
         return Operations(0, 0)
-    spline = name in ("RQ-AF", "RQ-C")
-    univariate = _spline(num_bins, inverse) if spline else _affine(inverse)
-    family = _autoregressive if name in ("MAF", "RQ-AF") else _coupling
-    n_params = 3 * num_bins - 1 if spline else 2
-    nonlinear = family(features, univariate, n_params, hidden_features, context_features, inverse, layer)
+    if name not in _NONLINEAR:
+        raise ValueError(f"There is no hand count of {name!r}, only of {', '.join(_NONLINEAR)}: use measured_operations.")
+    part, inverse = _NONLINEAR[name], direction == "sampling"
+    turned = inverse != part.turned
+    nonlinear = part.family(features, part.univariate(num_bins, turned), part.n_params(num_bins), hidden_features, context_features,
+                            turned, layer)
     mixing = _mixing(features, inverse)
     return Operations(nonlinear.products + mixing.products, nonlinear.elementwise + mixing.elementwise)
 
@@ -164,6 +193,32 @@ def measured_operations(transform: Transform, features: int, *, direction: str =
     few, many = count(4), count(8)
     return Operations(*((b - a) / 4 for a, b in zip(few, many)))
 
+# %% ../nbs/04_cost.ipynb #c6c5d4e5
+class TextbookAutoregressive(Transform):
+    "The sampling direction of an `Autoregressive` layer by the textbook: a full network pass for each feature. For counting."
+
+    def __init__(self, layer: Autoregressive):
+        super().__init__()
+        self.layer = layer
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        "`(B, D)` noise to data and `(B,)` log-determinants."
+        u, c = inputs.t(), None if context is None else context.t()
+        x, logabsdet = torch.zeros_like(u), u.new_zeros(u.shape[1])
+        for i in range(len(u)):
+            params = self.layer.conditioner(x, c)
+            x[i:i + 1], step = self.layer.univariate(u[i:i + 1], params[:, i:i + 1], True)
+            logabsdet = logabsdet + step[0]
+        return x.t(), logabsdet
+
+
+def as_in_textbooks(transform: Transform) -> Transform:
+    "The transform with every masked autoregressive layer replaced by its textbook form."
+    if isinstance(transform, CompositeTransform):
+        return CompositeTransform([as_in_textbooks(t) for t in transform._transforms])
+    masked = isinstance(transform, Autoregressive) and isinstance(transform.conditioner, MADE)
+    return TextbookAutoregressive(transform) if masked else transform
+
 # %% ../nbs/04_cost.ipynb #75c93e69
 def _build(candidate: Candidate, features, hidden, context, num_bins, layer) -> Transform:
     with torch.random.fork_rng(devices=[]):   # asking for a cost must not change anyone's random numbers
@@ -174,11 +229,13 @@ def _build(candidate: Candidate, features, hidden, context, num_bins, layer) -> 
 def _amount(candidate: Candidate, model: str, features: int, direction: str, hidden: int, context: int, num_bins: int) -> float:
     "Operations or parameters of one layer, the mean of an even and an odd layer (with odd D a coupling layer alternates)."
     shape = dict(hidden_features=hidden, context_features=context, num_bins=num_bins)
-    if model == "flops" and candidate.name in _BUILT_IN:
+    if model == "flops" and candidate.name in _NONLINEAR:
         return sum(count_operations(candidate.name, features, direction=direction, layer=i, **shape).total for i in (0, 1)) / 2
     layers = [_build(candidate, features, hidden, context, num_bins, layer) for layer in (0, 1)]
     if model == "params":
         return sum(p.numel() for layer in layers for p in layer.parameters()) / 2
+    if direction == "sampling":
+        layers = [as_in_textbooks(layer) for layer in layers]
     try:
         return sum(measured_operations(t, features, direction=direction, context_features=context).total for t in layers) / 2
     except (InverseNotAvailable, NotImplementedError):

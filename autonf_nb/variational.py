@@ -52,7 +52,8 @@ class WeightedSample(NamedTuple):
 
 
 @torch.no_grad()
-def importance_sample(flow: Flow, log_density: Callable[[Tensor], Tensor], n: int, generator: torch.Generator | None = None) -> WeightedSample:
+def importance_sample(flow: Flow, log_density: Callable[[Tensor], Tensor], n: int,
+                      generator: torch.Generator | None = None) -> WeightedSample:
     """`n` draws of `flow`, weighted to the target `log_density` (B, D) -> (B,), known up to a constant.
 
     Raises ValueError if no draw has a positive target density. Source: self-normalised importance sampling; ESS of Kong (1992)."""
@@ -61,7 +62,7 @@ def importance_sample(flow: Flow, log_density: Callable[[Tensor], Tensor], n: in
     log_weights = (log_density(x) - standard_normal_log_prob(u) + logabsdet).double()
     log_sum = torch.logsumexp(log_weights, 0)
     if not log_sum.isfinite():
-        raise ValueError(f"The importance weights of {n} draws are not finite: log_density gave {log_density(x[:1]).item()} for a first draw; "
-                         "it must be finite where the flow samples, and positive somewhere.")
+        raise ValueError(f"The importance weights of {n} draws are not finite: log_density gave {log_density(x[:1]).item()} "
+                         "for a first draw; it must be finite where the flow samples, and positive somewhere.")
     weights = (log_weights - log_sum).exp()
     return WeightedSample(x, weights, float(1 / weights.square().sum()), float(log_sum - math.log(n)))

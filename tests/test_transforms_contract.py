@@ -17,6 +17,7 @@ from autonf_nb.candidates import CANDIDATES
 from autonf_nb.transforms.autoregressive import Autoregressive, RecurrentConditioner
 from autonf_nb.transforms.coupling import Coupling, FeatureMajorResNet, rational_quadratic
 from autonf_nb.transforms.linear import Householder, LULinear, Permutation, QRLinear, ReversePermutation, SVDLinear
+from autonf_nb.transforms.monotonic import RootError
 from autonf_nb.transforms.multiscale import ActNorm, BatchNorm
 
 RQ = rational_quadratic(num_bins=5, bound=3.0)
@@ -51,6 +52,7 @@ FAMILIES |= {
     "BatchNorm": Family(lambda d, c: BatchNorm(d), conditional=False, train_differs="a training batch is normalised by its own statistics"),
 }
 PERMUTATIONS = ("ReversePermutation", "Permutation")   # no parameters, and not the identity
+MAY_HAVE_NO_ROOT = ("B-NAF",)   # its weights multiply: with 21 features and outputs of 1e4 its values pass what single precision can hold
 # a rotation of one feature is the identity, whatever its parameters
 WITHOUT_EFFECT = {("Householder", 1)}
 
@@ -219,7 +221,11 @@ def test_large_network_outputs_are_finite(case, sigma):
             p.copy_(sigma * torch.randn(p.shape, generator=generator))
     for direction in (transform, transform.inverse):
         transform.zero_grad()
-        y, logabsdet = direction(x, context)
+        try:
+            y, logabsdet = direction(x, context)
+        except RootError:  # says so, which is what counts
+            assert case.family in MAY_HAVE_NO_ROOT and sigma == 1e4 and direction == transform.inverse
+            continue
         assert y.isfinite().all() and logabsdet.isfinite().all()
         (y.tanh().sum() + logabsdet.tanh().sum()).backward()
         assert all(p.grad.isfinite().all() for p in transform.parameters() if p.grad is not None)
