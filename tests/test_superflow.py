@@ -150,3 +150,17 @@ def test_stratified_objectives_by_hand():
     architecture_loss(nll, superflow, lam).backward()
     assert all(p.grad is None for p in superflow.theta())
     assert all(p.grad.abs().sum() > 0 for p in superflow.arch_parameters())
+
+
+def test_every_candidate_takes_part():
+    "All families in one layer, and each of them before a RealNVP layer: finite densities of every path, gradients for every weight."
+    from autonf_nb.candidates import CANDIDATES
+    real = [name for name in CANDIDATES if name != "NULL"]
+    x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+    for names, n_layers in ((tuple(real), 1), *(((name, "RealNVP", "NULL"), 2) for name in real if name != "RealNVP")):
+        superflow = SuperFlow(SearchSpace(names, n_layers=n_layers, hidden_features=8, num_bins=4), features=3)
+        log_prob = superflow.path_log_prob(x)
+        assert log_prob.shape == (16, *[len(names)] * n_layers) and log_prob.isfinite().all()
+        (-superflow.log_prob(x).mean()).backward()
+        assert superflow.alpha.grad.isfinite().all()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in superflow.parameters())
