@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -58,13 +59,9 @@ def arrow(architecture: Sequence[str]) -> str:
 
 
 def brief(architecture: Sequence[str]) -> str:
-    "An architecture for a narrow table: a cell that is repeated is written once, (MAF > RQ-C) x 2."
-    names = list(architecture)
-    period = next((p for p in range(1, len(names)) if len(names) % p == 0 and names == names[:p] * (len(names) // p)), 0)
-    if not period:
-        return arrow(names)
-    cell = arrow(names[:period])
-    return f"{cell if period == 1 else f'({cell})'} x {len(names) // period}"
+    "An architecture for a narrow table: equal neighbours are written once, MAF x 3 > RQ-C."
+    runs = ((name, sum(1 for _ in run)) for name, run in groupby(architecture))
+    return arrow([name if n == 1 else f"{name} x {n}" for name, n in runs])
 
 # %% ../nbs/11b_report.ipynb #5473875f
 REQUIRED = ("data.name", "data.columns", "data.rows", "search", "flow.architecture", "flow.cost", "models")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from autonf_nb import __version__
-from autonf_nb.candidates import CANDIDATES, Architecture
+from autonf_nb.candidates import Architecture
 from autonf_nb.cost import architecture_cost
 from autonf_nb.data import Standardizer, dequantize, load_dataset, split_rows
 from autonf_nb.flow import Flow
@@ -27,7 +27,7 @@ from autonf_nb.search import search_flow
 from autonf_nb.training import LEARNING_RATE, Rows, mean_nll, row_log_prob, seeded, train_flow
 
 DATASETS, LAMS, SEEDS, DEPTHS = ("gas_turbine", "power", "protein"), (0.02, 0.1, 0.5), (0, 1, 2), (1, 2, 4, 8)
-LAYERS = [name for name in CANDIDATES if name != "NULL"]
+LAYERS = ("MAF", "RealNVP", "RQ-AF", "RQ-C")
 STEPS = 1000
 RESULTS = Path(__file__).resolve().parents[1]/"results"
 PARTS = RESULTS/"search_vs_stacks.jsonl"
