@@ -162,6 +162,12 @@ def _two_blobs(n: int, rng: np.random.Generator) -> np.ndarray:
     return centre + 0.2 * rng.standard_normal((n, 2))
 
 
+def _eight_gaussians(n: int, rng: np.random.Generator) -> np.ndarray:
+    "Eight normals of standard deviation 0.2, evenly around a circle of radius 2."
+    angle = 2 * np.pi * (np.arange(n) % 8) / 8
+    return 2 * np.c_[np.cos(angle), np.sin(angle)] + 0.2 * rng.standard_normal((n, 2))
+
+
 def _boomerang(n: int, rng: np.random.Generator) -> np.ndarray:
     "x2 ~ N(0, 4^2), x1 | x2 ~ N(x2^2 / 4, 1): the first example of the MAF paper."
     x2 = 4 * rng.standard_normal(n)
@@ -204,7 +210,7 @@ def _checkerboard(n: int, rng: np.random.Generator) -> np.ndarray:
 
 # %% ../nbs/01_data.ipynb #4d4b83a9
 PLANE_SETS: dict[str, Callable[[int, np.random.Generator], np.ndarray]] = {
-    "two_moons": _two_moons, "two_blobs": _two_blobs, "boomerang": _boomerang, "ring": _ring,
+    "two_moons": _two_moons, "two_blobs": _two_blobs, "eight_gaussians": _eight_gaussians, "boomerang": _boomerang, "ring": _ring,
     "circles": _circles, "spirals": _spirals, "pinwheel": _pinwheel, "checkerboard": _checkerboard}
 
 
