@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from nflows.transforms.base import Transform
 from torch import Tensor, nn
 
@@ -16,33 +17,34 @@ from .coupling import feature_major
 from .monotonic import RootError
 
 # %% auto #0
-__all__ = ['at_most', 'lipswish', 'Contraction', 'ContractiveMLP', 'exact_log_det', 'series_log_det', 'roulette_factors',
-           'fixed_point', 'Residual', 'with_gradients']
+__all__ = ['at_most', 'lipswish', 'Contraction', 'ContractiveMLP', 'plus_identity', 'exact_log_det', 'series_log_det',
+           'roulette_factors', 'fixed_point', 'with_gradients', 'Residual']
 
 # %% ../../nbs/02g_residual.ipynb #8ee6cfaa
 def at_most(weight: Tensor, bound: float) -> Tensor:
     """`weight` `(m, n)`, scaled down if need be so that its largest singular value is at most `bound`."""
     return weight / (torch.linalg.matrix_norm(weight, 2) / bound).clamp_min(1)
 
-# %% ../../nbs/02g_residual.ipynb #51d81efd
-def lipswish(a: Tensor) -> tuple[Tensor, Tensor]:
-    """`a sigmoid(a) / 1.1` and its slope, which is between -0.1 and 1 (Chen et al. 2019)."""
-    s = torch.sigmoid(a)
-    return a * s / 1.1, s * (1 + a * (1 - s)) / 1.1
+# %% ../../nbs/02g_residual.ipynb #f2714cbd
+def lipswish(a: Tensor, steepness: Tensor) -> tuple[Tensor, Tensor]:
+    """`a sigmoid(steepness a) / 1.1` and its slope, which lies between -0.1 and 1 (Chen et al. 2019, LipSwish)."""
+    s = torch.sigmoid(steepness * a)
+    return a * s / 1.1, s * (1 + steepness * a * (1 - s)) / 1.1
 
-# %% ../../nbs/02g_residual.ipynb #757df4dc
+# %% ../../nbs/02g_residual.ipynb #fc5932e2
 @dataclass(frozen=True)
 class Contraction:
-    """The function `g` of one batch, `(D, B) -> (D, B)`: weights with bounded norms, and biases `(H, 1)` or `(H, B)`."""
+    """The function `g` of one batch, `(D, B) -> (D, B)`: weights with bounded norms, biases `(H, 1)` or `(H, B)`, steepnesses."""
 
     weights: tuple[Tensor, ...]
     biases: tuple[Tensor, ...]
+    steepness: Tensor
 
     def __call__(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """`g(x)`, and the slopes `(H, B)` of the hidden units there, of which its derivatives are made."""
         slopes = []
-        for weight, bias in zip(self.weights[:-1], self.biases[:-1]):
-            x, slope = lipswish(torch.addmm(bias, weight, x))
+        for weight, bias, steepness in zip(self.weights[:-1], self.biases[:-1], self.steepness):
+            x, slope = lipswish(torch.addmm(bias, weight, x), steepness)
             slopes.append(slope)
         return torch.addmm(self.biases[-1], self.weights[-1], x), slopes
 
@@ -60,21 +62,27 @@ class Contraction:
             v = slope * (weight.t() @ v)
         return self.weights[0].t() @ v
 
-# %% ../../nbs/02g_residual.ipynb #5fd0abc8
+# %% ../../nbs/02g_residual.ipynb #6d3bb0b7
 class ContractiveMLP(nn.Module):
-    """A network whose function of `x` has a Lipschitz constant of at most `lipschitz`; of the context it may be any. Zero at the start."""
+    """A network whose function of `x` has a Lipschitz constant of at most `lipschitz`; of the context it may be any function.
+
+    Zero at the start: the last layer is. The other weights start orthogonal, so that they shrink nothing more than they must.
+    """
 
     def __init__(self, features: int, *, hidden_features: int = 64, n_hidden: int = 2, context_features: int = 0, lipschitz: float = 0.97):
         super().__init__()
-        if hidden_features < 1 or n_hidden < 1:
-            raise ValueError(f"hidden_features and n_hidden must be 1 or more, got {hidden_features} and {n_hidden}")
+        if features < 1 or hidden_features < 1 or n_hidden < 1:
+            raise ValueError(f"features, hidden_features and n_hidden must be 1 or more, got {features}, {hidden_features}, {n_hidden}")
         if not 0 < lipschitz < 1:
-            raise ValueError(f"lipschitz must be between 0 and 1, got {lipschitz}: x + g(x) is invertible for a contraction g only")
+            raise ValueError(f"lipschitz must be between 0 and 1, got {lipschitz}: x + g(x) needs a g that shrinks distances")
         widths = [features] + [hidden_features] * n_hidden + [features]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:]))
-        self.from_context = nn.Linear(context_features, hidden_features, bias=False) if context_features else None
+        for layer in self.layers:
+            nn.init.orthogonal_(layer.weight)
         nn.init.zeros_(self.layers[-1].weight)
         nn.init.zeros_(self.layers[-1].bias)
+        self.steepness = nn.Parameter(torch.full((n_hidden,), math.log(math.expm1(4.0))))  # softplus of it is 4
+        self.from_context = nn.Linear(context_features, hidden_features, bias=False) if context_features else None
         self.weight_bound = lipschitz ** (1 / len(self.layers))
 
     def forward(self, context: Tensor | None) -> Contraction:
@@ -82,60 +90,81 @@ class ContractiveMLP(nn.Module):
         weights = tuple(at_most(layer.weight, self.weight_bound) for layer in self.layers)
         first, *rest = (layer.bias[:, None] for layer in self.layers)
         if context is not None:
-            first = first + self.from_context.weight @ context
-        return Contraction(weights, (first, *rest))
+            first = first + self.from_context.weight @ context  # moves a row's biases: no bound needed
+        return Contraction(weights, (first, *rest), F.softplus(self.steepness))
 
-# %% ../../nbs/02g_residual.ipynb #f2714cbd
+# %% ../../nbs/02g_residual.ipynb #26a766f2
+def plus_identity(J: Tensor) -> Tensor:
+    """`I + J` for `(B, D, D)`."""
+    return J + torch.eye(J.shape[1], dtype=J.dtype, device=J.device)
+
+
 def exact_log_det(g: Contraction, slopes: list[Tensor]) -> Tensor:
     """`log det(I + J)` of each row, `(B,)`, from its Jacobian."""
-    J = g.jacobian(slopes)
-    return torch.linalg.slogdet(J + torch.eye(J.shape[1], dtype=J.dtype, device=J.device)).logabsdet
+    return torch.linalg.slogdet(plus_identity(g.jacobian(slopes))).logabsdet
 
-# %% ../../nbs/02g_residual.ipynb #1e9de75c
+# %% ../../nbs/02g_residual.ipynb #34962401
 def series_log_det(g: Contraction, slopes: list[Tensor], factors: list[float]) -> Tensor:
-    """Estimate of `log det(I + J)`, `(B,)`: `sum_k factors[k - 1] (-1)^(k + 1) / k v^T J^k v`, one vector `v` of random signs a row."""
-    v = 2 * torch.randint(2, (len(g.weights[-1]), slopes[0].shape[1]), device=slopes[0].device).to(slopes[0]) - 1
+    """Estimate of `log det(I + J)`, `(B,)`: `sum_k factors[k - 1] (-1)^(k + 1) / k v^T J^k v`, with a vector `v` of random signs a row."""
+    size = (len(g.weights[-1]), slopes[0].shape[1])
+    v = 2 * torch.randint(2, size, device=slopes[0].device).to(slopes[0]) - 1
     row, total = v, torch.zeros_like(v[0])
     for k, factor in enumerate(factors, start=1):
         row = g.times_jacobian(row, slopes)
         total = total - (-1) ** k * factor / k * (row * v).sum(0)
     return total
 
-# %% ../../nbs/02g_residual.ipynb #fc5932e2
-def roulette_factors(certain: int = 2, go_on: float = 0.5) -> list[float]:
-    """Russian roulette: how many terms of the series to take, and by how much to enlarge each so that the mean is the whole series.
+# %% ../../nbs/02g_residual.ipynb #f0f702e7
+def roulette_factors(certain: int = 2, go_on: float = 0.8) -> list[float]:
+    """How many terms of the series to take, and by how much to enlarge each so that the mean is the whole series.
 
-    The first `certain` are always taken; after each further one the next is taken with probability `go_on`.
+    The first `certain` terms are always taken; after that, each next one with probability `go_on`.
     """
-    extra = int(torch.empty((), dtype=torch.float64).geometric_(1 - go_on)) - 1
+    extra = int(torch.empty((), dtype=torch.float64).geometric_(1 - go_on)) - 1  # torch counts from 1
     return [1.0] * certain + [go_on**-j for j in range(1, extra + 1)]
 
-# %% ../../nbs/02g_residual.ipynb #6d3bb0b7
+# %% ../../nbs/02g_residual.ipynb #d7abf19d
 @torch.no_grad()
 def fixed_point(g: Contraction, u: Tensor, lipschitz: float) -> Tensor:
     """`x` with `x + g(x) = u`, `(D, B)`, by the iteration `x <- u - g(x)`, where `g` shrinks distances at least by `lipschitz`.
 
-    A row is done when its step is below 4 eps of the dtype, relative to its length (or 1), or when its steps cease to
-    shrink by `lipschitz`: that is rounding, since nothing else can stop them. Raises `RootError` if a row is not done in
-    the number of steps that a contraction can need.
+    A row is done when its step is below 4 eps of the dtype, relative to its length (or 1), or when a step is longer than
+    `lipschitz` times the last, which only rounding can cause. Raises `RootError` where the equation is then not solved.
     """
     eps = torch.finfo(u.dtype).eps
-    x, last, done = u, torch.full_like(u[0], math.inf), torch.zeros_like(u[0], dtype=torch.bool)
+    x, step, done = u, torch.full_like(u[0], math.inf), torch.zeros_like(u[0], dtype=torch.bool)
+    scale = torch.linalg.vector_norm(u, dim=0).clamp_min(1)
     for _ in range(math.ceil(math.log(eps) / math.log(lipschitz)) + 10):
-        new = u - g(x)[0]
+        new, last = u - g(x)[0], step
         step = torch.linalg.vector_norm(new - x, dim=0)
-        done |= (step <= 4 * eps * torch.linalg.vector_norm(new, dim=0).clamp_min(1)) | (step > lipschitz * last)
-        x, last = new, step
+        scale = torch.maximum(scale, torch.linalg.vector_norm(new, dim=0))
+        done |= (step <= 4 * eps * scale) | (step > lipschitz * last)
+        x = new
         if done.all():
             break
-    bad = int((~done | ~x.isfinite().all(0)).sum())
-    if bad:
-        raise RootError(f"{bad} of {len(done)} rows were not inverted")
+    unsolved = ~(step <= eps**0.5 * scale)
+    if unsolved.any():
+        raise RootError(f"{int(unsolved.sum())} of {len(step)} rows were not inverted, x + g(x) misses by up to {step.max().item():.3g}: "
+                        f"they are not finite, or g does not shrink distances by {lipschitz}")
     return x
 
-# %% ../../nbs/02g_residual.ipynb #0d412814
+# %% ../../nbs/02g_residual.ipynb #0e1b3741
+def with_gradients(g: Contraction, x: Tensor, u: Tensor) -> Tensor:
+    """The solution `x` of `x + g(x) = u`, `(D, B)`, with exact first derivatives in `u` and in all that `g` is made of."""
+    shift, slopes = g(x)
+    error = x + shift - u
+    zero = (error - error.detach()).t()[..., None]
+    return x - torch.linalg.solve(plus_identity(g.jacobian(slopes).detach()), zero)[..., 0].t()
+
+# %% ../../nbs/02g_residual.ipynb #c645500d
 class Residual(Transform):
-    """`u = x + g(x)` in the density direction, `g` a network with a Lipschitz constant of at most `lipschitz` < 1."""
+    """`u = x + g(x)` in the density direction, `g` a network with a Lipschitz constant of at most `lipschitz` < 1.
+
+    `train_log_det` chooses the log-determinant in training mode: "exact"; "series", its first ten terms (biased; Behrmann
+    et al. 2019, i-ResNet); "roulette", unbiased and noisy (Chen et al. 2019, Residual Flow), drawn from torch's own
+    generator. Eval mode is always exact: D passes of the network and O(D^3) a row. The sampling direction iterates to a fixed
+    point. The context moves the first hidden layer's biases. Starts as the identity.
+    """
 
     LOG_DETS = ("exact", "series", "roulette")
 
@@ -145,8 +174,8 @@ class Residual(Transform):
         if train_log_det not in self.LOG_DETS:
             raise ValueError(f"train_log_det must be one of {', '.join(self.LOG_DETS)}, got {train_log_det!r}")
         self.features, self.context_features, self.lipschitz, self.train_log_det = features, context_features, lipschitz, train_log_det
-        self.network = ContractiveMLP(features, hidden_features=hidden_features, n_hidden=n_hidden, context_features=context_features,
-                                      lipschitz=lipschitz)
+        self.network = ContractiveMLP(features, hidden_features=hidden_features, n_hidden=n_hidden,
+                                      context_features=context_features, lipschitz=lipschitz)
 
     def log_det(self, g: Contraction, slopes: list[Tensor]) -> Tensor:
         """`log det(I + J)` `(B,)`: exact in eval mode, as `train_log_det` says in training mode."""
@@ -172,15 +201,3 @@ class Residual(Transform):
 
     def extra_repr(self) -> str:
         return f"features={self.features}, lipschitz={self.lipschitz}, train_log_det={self.train_log_det!r}"
-
-# %% ../../nbs/02g_residual.ipynb #26a766f2
-def with_gradients(g: Contraction, x: Tensor, u: Tensor) -> Tensor:
-    """The solution `x` of `x + g(x) = u`, `(D, B)`, with exact first derivatives in `u` and in all that `g` is made of.
-
-    By the implicit function theorem: a Newton step from the solution, of length zero, through which gradients flow.
-    """
-    shift, slopes = g(x)
-    J = g.jacobian(slopes).detach()
-    error = x + shift - u
-    zero = (error - error.detach()).t()[..., None]
-    return x - torch.linalg.solve(J + torch.eye(J.shape[1], dtype=J.dtype, device=J.device), zero)[..., 0].t()
