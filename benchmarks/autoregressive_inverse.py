@@ -11,14 +11,8 @@ of a network of the same size (1 is the limit).
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -27,7 +21,7 @@ from torch import nn
 
 from autonf_nb.transforms.autoregressive import Autoregressive
 from autonf_nb.transforms.coupling import AFFINE, rational_quadratic
-from machine import cpu_model
+from record import RESULTS, medians, meta, write
 
 SEED, NUM_BINS, BOUND = 0, 8, 4.0
 
@@ -64,18 +58,6 @@ def competitors(family: str, features: int, hidden: int, batch: int) -> dict[str
     }
 
 
-def medians(functions: dict[str, Callable], repeats: int) -> dict[str, float]:
-    "Median milliseconds of processor time of each, called in turn; the first round warms up and is not counted."
-    times = {library: [] for library in functions}
-    for repeat in range(repeats + 1):
-        for library, function in functions.items():
-            start = time.process_time()
-            function()
-            if repeat:
-                times[library].append(1e3 * (time.process_time() - start))
-    return {library: statistics.median(seen) for library, seen in times.items()}
-
-
 def measure(family: str, features: int, args: argparse.Namespace) -> list[dict]:
     torch.manual_seed(SEED)
     rows = []
@@ -96,19 +78,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "speed_autoregressive.json")
+    parser.add_argument("--out", type=Path, default=RESULTS/"speed_autoregressive.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows = [row for family in ("MAF", "RQ-AF") for features in args.features for row in measure(family, features, args)]
-    meta = {"command": " ".join(["python benchmarks/autoregressive_inverse.py", *sys.argv[1:]]), "seeds": [SEED],
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "nflows": version("nflows")},
-            "machine": {"cpu": cpu_model(), "threads": 1}, "date": datetime.date.today().isoformat(),
-            "data": "standard normal rows, one layer with two hidden layers, 8 bins; float32", "repeats": args.repeats,
-            "median_ms": "processor time of one call",
-            "ratio_to_nflows": "nflows' median over this one: above 1 is faster than nflows",
-            "ratio_to_floor": "this median over that of one dense pass of the network alone"}
-    args.out.parent.mkdir(exist_ok=True)
-    args.out.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
+    about = meta(" ".join(["python benchmarks/autoregressive_inverse.py", *sys.argv[1:]]), seeds=[SEED], packages=("nflows",),
+                 data="standard normal rows, one layer with two hidden layers, 8 bins; float32", repeats=args.repeats,
+                 median_ms="processor time of one call", ratio_to_nflows="nflows' median over this one: above 1 is faster than nflows",
+                 ratio_to_floor="this median over that of one dense pass of the network alone")
+    write(args.out, about, rows)
 
 
 if __name__ == "__main__":

@@ -9,22 +9,18 @@ depend on the load any more. All figures are in nats per row on standardised row
 rows, row by row, so that the chance of the draw cancels."""
 import argparse
 import base64
-import datetime
 import json
 import math
-import platform
 import time
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
-from machine import cpu_model
+from record import RESULTS, meta, write
 from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 from torch import Tensor
 
-from autonf_nb import __version__
 from autonf_nb.candidates import CANDIDATES, Architecture
 from autonf_nb.cost import count_operations, layer_cost
 from autonf_nb.data import Standardizer, plane_set
@@ -43,7 +39,6 @@ BOXES = {"two_moons": ((-2.2, 2.2), (-2.2, 2.2)), "two_blobs": ((-2.4, 2.4), (-2
          "checkerboard": ((-1.95, 1.95), (-1.95, 1.95)), "circles": ((-2, 2), (-2, 2)),
          "eight_gaussians": ((-1.9, 1.9), (-1.9, 1.9)), "pinwheel": ((-2.5, 2.5), (-2.5, 2.5))}
 REPORT_SETS, REPORT_ROWS, REPORT_EPOCHS, REPORT_BATCH = ("two_moons", "two_blobs", "boomerang"), 400, 200, 32
-RESULTS = Path(__file__).resolve().parents[1]/"results"
 PARTS = RESULTS/"gallery.jsonl"
 
 
@@ -331,15 +326,11 @@ def collect() -> None:
         report_draws=unpacked(curves, "draws", np.float16, (DRAWS, 2)))
     truth = [{"set": s.name, "nll": float(-s.truth.mean()), "nll_2se": float(2 * s.truth.std() / math.sqrt(TEST)),
               "mass": s.mass(s.true_density)} for s in sets]
-    meta = {"command": "python benchmarks/gallery.py; python benchmarks/gallery.py --collect", "seeds": [SEED], "seconds": SECONDS,
-            "clock": "steps times the processor time of one step, medians of interleaved rounds, one thread",
-            "learning_rate": LEARNING_RATE, "batch_size": BATCH,
-            "rows": {"train": TRAIN, "val": VAL, "test": TEST}, "date": datetime.date.today().isoformat(),
-            "versions": {"autonf_nb": __version__, "torch": torch.__version__, "numpy": np.__version__},
-            "machine": {"processor": cpu_model(), "system": platform.system(), "threads": 1},
-            "data": "plane sets drawn by autonf_nb.data.plane_set, seeds 0, 1 and 2 for training, validation and test rows"}
-    out = {"meta": meta, "rows": rows, "truth": truth, "depths": depths, "curves": curves}
-    (RESULTS/"gallery.json").write_text(json.dumps(out, indent=1) + "\n")
+    about = meta("python benchmarks/gallery.py; python benchmarks/gallery.py --collect", seeds=[SEED], packages=("numpy",), seconds=SECONDS,
+                 clock="steps times the processor time of one step, medians of interleaved rounds, one thread",
+                 learning_rate=LEARNING_RATE, batch_size=BATCH, rows={"train": TRAIN, "val": VAL, "test": TEST},
+                 data="plane sets drawn by autonf_nb.data.plane_set, seeds 0, 1 and 2 for training, validation and test rows")
+    write(RESULTS/"gallery.json", about, rows, truth=truth, depths=depths, curves=curves)
 
 
 if __name__ == "__main__":

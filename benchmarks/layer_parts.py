@@ -5,12 +5,7 @@
 The parts of a layer are timed alone, in turn, in one process on one thread, in processor time; `rest` is what the whole layer takes
 beyond them. `train` is forward and backward, `log_prob` forward without gradients."""
 import argparse
-import datetime
-import json
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +14,7 @@ from torch import Tensor, nn
 
 from autonf_nb.transforms.autoregressive import Autoregressive
 from autonf_nb.transforms.coupling import AFFINE, Coupling, rational_quadratic
-from machine import cpu_model
+from record import RESULTS, medians, meta, write
 
 LAYERS = {"RealNVP": (Coupling, AFFINE), "MAF": (Autoregressive, AFFINE), "RQ-C": (Coupling, rational_quadratic()),
           "RQ-AF": (Autoregressive, rational_quadratic())}
@@ -46,24 +41,12 @@ def parts(family: str, features: int, hidden: int, batch: int) -> dict[str, tupl
             "function": (univariate, (torch.randn(moved, batch), params))}
 
 
-def median_ms(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    "Median processor milliseconds of each, called in turn; the first rounds warm up."
-    times = {name: [] for name in calls}
-    for repeat in range(repeats + 3):
-        for name, call in calls.items():
-            start = time.process_time()
-            call()
-            if repeat >= 3:
-                times[name].append(1e3 * (time.process_time() - start))
-    return {name: statistics.median(seen) for name, seen in times.items()}
-
-
 def measure(family: str, args: argparse.Namespace) -> list[dict]:
     timed = parts(family, args.features, args.hidden, args.batch)
     rows = []
     for operation, run in (("log_prob", lambda f, x: f(*x)), ("train", forward_backward)):
         with torch.set_grad_enabled(operation == "train"):
-            ms = median_ms({name: lambda run=run, f=f, x=x: run(f, x) for name, (f, x) in timed.items()}, args.repeats)
+            ms = medians({name: lambda run=run, f=f, x=x: run(f, x) for name, (f, x) in timed.items()}, args.repeats)
         ms["rest"] = max(0.0, ms["layer"] - ms["network"] - ms["function"])
         rows.append({"operation": operation, "family": family, "D": args.features, "hidden": args.hidden, "batch": args.batch, "threads": 1,
                      **{f"{name}_ms": round(value, 3) for name, value in ms.items()}})
@@ -77,12 +60,10 @@ if __name__ == "__main__":
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=40)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "speed_parts.json")
+    parser.add_argument("--out", type=Path, default=RESULTS/"speed_parts.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rows = [row for family in LAYERS for row in measure(family, args)]
-    meta = {"command": " ".join(["python benchmarks/layer_parts.py", *sys.argv[1:]]), "seeds": [0],
-            "versions": {"python": platform.python_version(), "torch": torch.__version__}, "machine": {"cpu": cpu_model(), "threads": 1},
-            "date": datetime.date.today().isoformat(), "data": "standard normal rows, one layer with two hidden layers, 8 bins, float32"}
-    args.out.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
+    write(args.out, meta(" ".join(["python benchmarks/layer_parts.py", *sys.argv[1:]]), seeds=[0],
+                         data="standard normal rows, one layer with two hidden layers, 8 bins, float32"), rows)

@@ -31,9 +31,7 @@ nflows and normflows divide spline logits by sqrt(hidden) where the network tell
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 import signal
 import statistics
 import sys
@@ -42,7 +40,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import nflows.distributions
@@ -61,7 +58,7 @@ from autonf_nb.flow import Flow
 from autonf_nb.transforms.autoregressive import Autoregressive
 from autonf_nb.transforms.coupling import AFFINE, Coupling, rational_quadratic
 from autonf_nb.transforms.linear import ReversePermutation
-from machine import cpu_model
+from record import RESULTS, meta, write
 
 SEED, N_LAYERS, NUM_BINS, BOUND = 0, 5, 8, 4.0
 FAMILIES, OPERATIONS = ("RealNVP", "MAF", "RQ-C", "RQ-AF"), ("log_prob", "train", "sample")
@@ -69,7 +66,6 @@ SLOW_S, SLOW_REPEATS = 2.0, 3  # a call longer than this is repeated no more tha
 LONG_S = 0.5  # warming up matters little to a call longer than this
 LONGEST_S = 5.0  # a call expected to be longer is left out, if its batch is above 512
 COMPILE_LIMIT_S = 120
-RESULTS = Path(__file__).parents[1] / "results"
 COMMANDS = " && ".join(f"python benchmarks/layers.py{option}" for option in ("", " --threads 2", " --compile", " --collect"))
 
 warnings.filterwarnings("ignore", message="Inputs to the softmax are not scaled down")
@@ -397,18 +393,14 @@ def run(args: argparse.Namespace) -> None:
 
 def collect(args: argparse.Namespace) -> None:
     rows = [json.loads(line) for line in args.rows.read_text().splitlines()]
-    meta = {"command": COMMANDS, "seeds": [SEED],
-            "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "nflows", "zuko", "normflows")}},
-            "machine": {"cpu": cpu_model(), "threads": sorted({row["threads"] for row in rows})},
-            "date": datetime.date.today().isoformat(),
-            "data": f"standard normal rows; {N_LAYERS} layers, two hidden layers, {NUM_BINS} bins on [-{BOUND:g}, {BOUND:g}]; float32",
+    about = {"data": f"standard normal rows; {N_LAYERS} layers, two hidden layers, {NUM_BINS} bins on [-{BOUND:g}, {BOUND:g}]; float32",
             "repeats": f"at least 5, {SLOW_REPEATS} where a call takes over {SLOW_S:g} s, interleaved",
             "median_ms": "one call: processor time for 1 thread, time on the clock for more; q1_ms and q3_ms are its quartiles",
             "ratio_to_nflows": "nflows' median over this one: above 1 is faster than nflows",
             "ratio_to_floor": "this median over that of the dense conditioner networks alone: 1 is the limit",
             "compile_s": "time on the clock of the first call of a compiled flow, compilation included"}
-    args.out.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
-    print(f"wrote {len(rows)} rows to {args.out}")
+    threads = sorted({row["threads"] for row in rows})
+    write(args.out, meta(COMMANDS, seeds=[SEED], packages=("nflows", "zuko", "normflows"), threads=threads, **about), rows)
 
 
 def main() -> None:

@@ -1,17 +1,13 @@
 """Which learning rate for a training of 1,000 steps? Two flows on the gas turbine data.
 
     python benchmarks/learning_rate.py    # -> results/learning_rate.json, two minutes"""
-import datetime
-import json
-from pathlib import Path
-
 import torch
 
-from autonf_nb import __version__
 from autonf_nb.candidates import Architecture
 from autonf_nb.data import Standardizer, dequantize, load_dataset, split_rows
 from autonf_nb.flow import Flow
 from autonf_nb.training import Rows, mean_nll, one_thread, seeded, train_flow
+from record import RESULTS, meta, write
 
 RATES, FLOWS, STEPS, SEED = (1e-3, 3e-3, 1e-2, 2e-2, 4e-2), (("RQ-AF",) * 2, ("RealNVP",) * 4), 1000, 0
 
@@ -29,10 +25,7 @@ def main() -> None:
             train_flow(flow, train, val, steps=STEPS, lr=lr, seed=SEED)
             rows.append({"architecture": list(names), "lr": lr, "val_nll": mean_nll(flow, val)})
             print(rows[-1], flush=True)
-    meta = {"command": "python benchmarks/learning_rate.py", "seed": SEED, "steps": STEPS, "data": table.note,
-            "versions": {"autonf_nb": __version__, "torch": torch.__version__}, "date": datetime.date.today().isoformat()}
-    out = Path(__file__).resolve().parents[1]/"results"/"learning_rate.json"
-    out.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
+    write(RESULTS/"learning_rate.json", meta("python benchmarks/learning_rate.py", seeds=[SEED], steps=STEPS, data=table.note), rows)
 
 
 if __name__ == "__main__":

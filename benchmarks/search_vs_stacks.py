@@ -7,17 +7,12 @@
 Every flow, found or stacked, is trained for the same number of steps with the same rows, batches and schedule. POWER and protein are
 looked for under AUTONF_DATA. Figures are on the test rows, standardised by the training rows."""
 import argparse
-import datetime
 import itertools
 import json
-import platform
 import time
-from pathlib import Path
 
-import numpy as np
 import torch
 
-from autonf_nb import __version__
 from autonf_nb.candidates import Architecture
 from autonf_nb.cost import architecture_cost
 from autonf_nb.data import Standardizer, dequantize, load_dataset, split_rows
@@ -25,11 +20,11 @@ from autonf_nb.flow import Flow
 from autonf_nb.metrics import nll_with_error
 from autonf_nb.search import search_flow
 from autonf_nb.training import LEARNING_RATE, Rows, mean_nll, row_log_prob, seeded, train_flow
+from record import RESULTS, meta, write
 
 DATASETS, LAMS, SEEDS, DEPTHS = ("gas_turbine", "power", "protein"), (0.02, 0.1, 0.5), (0, 1, 2), (1, 2, 4, 8)
 LAYERS = ("MAF", "RealNVP", "RQ-AF", "RQ-C")
 STEPS = 1000
-RESULTS = Path(__file__).resolve().parents[1]/"results"
 PARTS = RESULTS/"search_vs_stacks.jsonl"
 
 
@@ -114,13 +109,10 @@ def collect() -> None:
                      "best_stack": best["architecture"], "best_stack_nll": best["nll"], "best_stack_cost": best["cost"],
                      "best_stack_fom1": best_fom1, "gap_to_best_stack": fom1 - best_fom1,
                      "delivered_gap": search["delivered_nll"] + lam * search["cost"] - best_fom1})
-    meta = {"command": "python benchmarks/search_vs_stacks.py --worker I/N; --collect", "seeds": list(SEEDS), "steps": STEPS,
-            "learning_rate": LEARNING_RATE, "versions": {"autonf_nb": __version__, "torch": torch.__version__, "numpy": np.__version__},
-            "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
-            "date": datetime.date.today().isoformat(), "data": {d: load_dataset(d).note for d in DATASETS},
-            "planned": sum(t["kind"] == "search" for t in tasks())}
-    stacks = [p for p in parts if p["kind"] == "stack"]
-    (RESULTS/"search_vs_stacks.json").write_text(json.dumps({"meta": meta, "rows": rows, "stacks": stacks}, indent=1) + "\n")
+    about = meta("python benchmarks/search_vs_stacks.py --worker I/N; --collect", seeds=list(SEEDS), packages=("numpy",), steps=STEPS,
+                 learning_rate=LEARNING_RATE, data={d: load_dataset(d).note for d in DATASETS},
+                 planned=sum(t["kind"] == "search" for t in tasks()))
+    write(RESULTS/"search_vs_stacks.json", about, rows, stacks=[p for p in parts if p["kind"] == "stack"])
     for r in rows:
         print(f"{r['dataset']:12} {r['lam']:<5} {r['seed']} {' > '.join(r['architecture']):40} {r['fom1']:8.4f} "
               f"delivered {r['delivered_fom1']:8.4f} | {len(r['best_stack'])} x {r['best_stack'][0]:8} {r['best_stack_fom1']:8.4f} "

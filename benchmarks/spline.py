@@ -5,19 +5,17 @@ are the same on an idle machine, and a busy one distorts it less. Trust the rati
 Writes results/speed_spline.json.
 """
 import argparse
-import datetime
-import json
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from nflows.transforms.splines.rational_quadratic import unconstrained_rational_quadratic_spline
 from torch import Tensor
+from zuko.transforms import MonotonicRQSTransform
 
 from autonf_nb.transforms.splines import rational_quadratic_spline
-from machine import cpu_model
+from record import RESULTS, meta, write
 
 BINS, BOUND = 8, 3.0
 SHAPES = [(11, 256), (5, 1024), (43, 512), (21, 8192)]  # features, batch
@@ -34,7 +32,6 @@ def ours(x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
 
 
 def zuko(x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    from zuko.transforms import MonotonicRQSTransform
     t = MonotonicRQSTransform(params[..., :BINS], params[..., BINS:2 * BINS], params[..., 2 * BINS:], bound=BOUND)
     if not inverse:
         return t.call_and_ladj(x)
@@ -74,16 +71,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("results/speed_spline.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS/"speed_spline.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    libraries = {"nflows": nflows, "autonf_nb": ours}
-    versions = {name: version(name) for name in ("torch", "nflows")}
-    try:
-        versions["zuko"] = version("zuko")
-        libraries["zuko"] = zuko
-    except ModuleNotFoundError:
-        print("zuko is not installed: left out")
+    libraries = {"nflows": nflows, "autonf_nb": ours, "zuko": zuko}
     rows = []
     for features, batch in SHAPES:
         for direction, inverse, gradient in OPERATIONS:
@@ -97,12 +88,8 @@ def main() -> None:
             times = ", ".join(f"{name} {t:.2f} ms ({ms['nflows'] / t:.1f}x)" for name, t in ms.items())
             print(f"{features:3d} x {batch:5d} {operation:40s} {times}", flush=True)
     command = f"python benchmarks/spline.py --repeats {args.repeats} --threads {args.threads}"
-    meta = {"command": command, "seeds": [0], "versions": versions, "machine": {"cpu": cpu_model(), "threads": args.threads},
-            "date": datetime.date.today().isoformat(),
-            "data": f"processor time; x = 1.2 times standard normal, standard normal parameters, {BINS} bins, bound {BOUND:g}, float32"}
-    args.out.parent.mkdir(exist_ok=True)
-    args.out.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
-    print("wrote", args.out)
+    data = f"processor time; x = 1.2 times standard normal, standard normal parameters, {BINS} bins, bound {BOUND:g}, float32"
+    write(args.out, meta(command, seeds=[0], packages=("nflows", "zuko"), threads=args.threads, data=data), rows)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,8 @@
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
@@ -22,7 +16,7 @@ import torch
 from autonf_nb.candidates import SearchSpace
 from autonf_nb.flow import standard_normal_log_prob
 from autonf_nb.superflow import SuperFlow
-from machine import cpu_model
+from record import RESULTS, medians, meta, write
 
 CANDIDATES = ("MAF", "RQ-AF", "RealNVP", "RQ-C", "NULL")
 SEED = 0
@@ -42,20 +36,14 @@ def chains(superflow: SuperFlow, x: torch.Tensor) -> None:
             loss.backward()
 
 
-def milliseconds(step: Callable, superflow: SuperFlow, x: torch.Tensor) -> float:
+def gradients(step: Callable, superflow: SuperFlow, x: torch.Tensor) -> list[torch.Tensor]:
     superflow.zero_grad(set_to_none=True)
-    start = time.perf_counter()
     step(superflow, x)
-    return 1e3 * (time.perf_counter() - start)
+    return [p.grad for p in superflow.theta()]
 
 
 def same_gradients(superflow: SuperFlow, x: torch.Tensor) -> None:
-    found = []
-    for step in (tree, chains):
-        superflow.zero_grad(set_to_none=True)
-        step(superflow, x)
-        found.append([p.grad.clone() for p in superflow.theta()])
-    for a, b in zip(*found, strict=True):
+    for a, b in zip(gradients(tree, superflow, x), gradients(chains, superflow, x), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
@@ -66,15 +54,11 @@ def measure(n_layers: int, args: argparse.Namespace) -> dict:
         for p in superflow.theta():
             p.add_(0.05 * torch.randn_like(p))
     x = torch.randn(args.batch, args.features)
-    same_gradients(superflow, x)  # warms up, too
-    times = {tree: [], chains: []}
-    for _ in range(args.repeats):
-        for step, seen in times.items():
-            seen.append(milliseconds(step, superflow, x))
-    fast, slow = (statistics.median(times[step]) for step in (tree, chains))
+    same_gradients(superflow, x)
+    ms = medians({step.__name__: lambda step=step: gradients(step, superflow, x) for step in (tree, chains)}, args.repeats)
     row = {"operation": "superflow forward + backward", "m": len(CANDIDATES), "n_layers": n_layers, "paths": superflow.space.n_paths,
            "D": args.features, "hidden": args.hidden, "batch": args.batch, "threads": torch.get_num_threads(), "repeats": args.repeats,
-           "tree_median_ms": round(fast, 2), "chains_median_ms": round(slow, 2), "ratio": round(slow / fast, 2)}
+           **{f"{name}_median_ms": round(value, 2) for name, value in ms.items()}, "ratio": round(ms["chains"] / ms["tree"], 2)}
     print(row, flush=True)
     return row
 
@@ -86,16 +70,11 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=6)
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "speed_superflow.json")
+    parser.add_argument("--out", type=Path, default=RESULTS/"speed_superflow.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows = [measure(n_layers, args) for n_layers in args.depths]
-    meta = {"command": " ".join(["python benchmarks/superflow_tree.py", *sys.argv[1:]]), "seeds": [SEED],
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "nflows": version("nflows")},
-            "machine": {"cpu": cpu_model(), "threads": 1}, "date": datetime.date.today().isoformat(),
-            "data": "standard normal rows"}
-    args.out.parent.mkdir(exist_ok=True)
-    args.out.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
+    write(args.out, meta(" ".join(["python benchmarks/superflow_tree.py", *sys.argv[1:]]), seeds=[SEED], data="standard normal rows"), rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,46 @@
+"""What the benchmarks share: how they time calls, and what they write beside their rows."""
+import datetime
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from autonf_nb import __version__
+
+RESULTS = Path(__file__).resolve().parents[1]/"results"
+
+
+def cpu_model() -> str:
+    "The processor's name as Linux gives it, else its architecture."
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
+
+
+def medians(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    "Median processor milliseconds of each, called in turn; three more rounds before them warm up."
+    times = {name: [] for name in calls}
+    for repeat in range(repeats + 3):
+        for name, call in calls.items():
+            start = time.process_time()
+            call()
+            if repeat >= 3:
+                times[name].append(1e3 * (time.process_time() - start))
+    return {name: statistics.median(seen) for name, seen in times.items()}
+
+
+def meta(command: str, *, seeds: list[int], packages: tuple[str, ...] = (), threads: int | list[int] = 1, **more) -> dict:
+    "What made a result: command, seeds, versions (Python's, ours, torch's and those of `packages`), machine, date; and `more`."
+    versions = {"python": platform.python_version(), "autonf_nb": __version__, **{name: version(name) for name in ("torch", *packages)}}
+    return {"command": command, "seeds": seeds, "versions": versions, "machine": {"cpu": cpu_model(), "threads": threads},
+            "date": datetime.date.today().isoformat(), **more}
+
+
+def write(path: Path, meta: dict, rows: list[dict], **more) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"meta": meta, "rows": rows, **more}, indent=1) + "\n")
+    print(f"wrote {len(rows)} rows to {path}")
