@@ -293,7 +293,7 @@ def stretched(cell: Architecture, n_layers: int) -> list[Architecture]:
     return [Architecture((cell[0],) * (length - len(cell)) + tuple(cell)) for length in lengths]
 
 # %% ../nbs/09_blockwise_search.ipynb #85da9960
-FINALISTS = 4  # rivals of the race that are trained in full
+FINALISTS = 5  # rivals of the race that are trained in full, at most: one of each body, and the best stack
 
 
 def tree_work(m: int, n_layers: int) -> int:
@@ -319,8 +319,9 @@ def _races(s: Settings) -> bool:
 # %% ../nbs/09_blockwise_search.ipynb #233d43db
 def _train(s: Settings, layers: list[nn.Module], train: Rows, val: Rows, run: Run, *, name: str, steps: int, seconds: float) -> dict:
     "Train these layers as one flow, in place; the records as columns."
-    return _columns(train_flow(_flow(layers, train), train, val, steps=steps, batch_size=s.batch_size, seed=s.seed, name=name, run=run,
-                               seconds=seconds, work=len(layers)))
+    validations = max(1, 20 * steps // s.steps)  # a heat has as few for its steps as a full training
+    return _columns(train_flow(_flow(layers, train), train, val, steps=steps, batch_size=s.batch_size, seed=s.seed,
+                               validations=validations, name=name, run=run, seconds=seconds, work=len(layers)))
 
 
 def _from_scratch(s: Settings, architecture: Architecture, train: Rows, val: Rows, run: Run, *, steps: int, seconds: float) -> Prefix:
@@ -337,6 +338,11 @@ SLACK = 1.0  # nats by which an untried rival may beat the best NLL of the heats
 _fom1 = attrgetter("fom1")
 
 
+def _is_stack(architecture: Architecture) -> bool:
+    "Layers of one type only?"
+    return len(set(architecture)) == 1
+
+
 def _hopeless(s: Settings, architecture: Architecture, cost: float, heats: list[Prefix]) -> bool:
     "Is this a flow of more than two layers that could win only with an NLL more than SLACK below the best so far?"
     if len(architecture) <= 2 or not heats:
@@ -345,17 +351,18 @@ def _hopeless(s: Settings, architecture: Architecture, cost: float, heats: list[
 
 
 def _contenders(chains: list[list[Architecture]], heats: list[list[Prefix]], length: int) -> list[int]:
-    "The chains that go on to `length` layers, the best first: those that still gain by length, and of each body fewer at each doubling."
+    """The chains that go on to `length` layers, the best first.
+
+    Cells as they are; stretched, as long as it pays, the stacks and of each body the best end."""
     on = [i for i, (chain, tried) in enumerate(zip(chains, heats)) if any(len(a) == length for a in chain)
           and (len(tried) < 2 or tried[-1].fom1 < tried[-2].fom1)]
     on.sort(key=lambda i: min((p.fom1 for p in heats[i]), default=-math.inf))
-    places = {chain[0][0]: max(1, 8 // length) for chain in chains}
-    taken = []
+    free = [i for i in on if _is_stack(chains[i][0]) or len(chains[i][0]) == length]
+    best_end = {}
     for i in on:
-        if places[body := chains[i][0][0]]:
-            places[body] -= 1
-            taken.append(i)
-    return taken
+        if i not in free:
+            best_end.setdefault(chains[i][0][0], i)
+    return [i for i in on if i in free or i in best_end.values()]
 
 
 def _heats(s: Settings, chains: list[list[Architecture]], train: Rows, val: Rows, run: Run, seconds: float) -> list[list[Prefix]]:
@@ -372,16 +379,21 @@ def _heats(s: Settings, chains: list[list[Architecture]], train: Rows, val: Rows
     return heats
 
 
+def _finalists(ranked: list[Prefix]) -> list[Architecture]:
+    "The best of each body, at most FINALISTS - 1 of them, and the best stack."
+    best_of_body = {}
+    for p in ranked:
+        best_of_body.setdefault(p.architecture[0], p.architecture)
+    stacks = [p.architecture for p in ranked if _is_stack(p.architecture)]
+    return list(dict.fromkeys([*list(best_of_body.values())[:FINALISTS - 1], *stacks[:1]]))
+
+
 def _race(s: Settings, block: dict, train: Rows, val: Rows, run: Run, seconds: float) -> list[Prefix]:
     "The identity and the rivals of the block's cells: first those trained in full, the best in front, then the heats."
     heats = _heats(s, [stretched(cell, s.n_layers) for cell in cells(block)], train, val, run, seconds / 2)
     share = seconds / 2 / FINALISTS
     ranked = sorted(sum(heats, []), key=_fom1)
-    best_of_body = {}
-    for p in ranked:
-        best_of_body.setdefault(p.architecture[0], p)
-    winners = list(best_of_body.values())[:FINALISTS]
-    finals = [_from_scratch(s, p.architecture, train, val, run, steps=s.steps, seconds=share) for p in winners]
+    finals = [_from_scratch(s, a, train, val, run, steps=s.steps, seconds=share) for a in _finalists(ranked)]
     return sorted([*finals, _prefix(s, Architecture(()), [], val)], key=_fom1) + ranked
 
 # %% ../nbs/09_blockwise_search.ipynb #b776251a

@@ -295,14 +295,15 @@ def step_theta(loss: Tensor, optimizer: torch.optim.Optimizer, max_norm: float =
 
 
 def train_flow(flow: Flow, train: Rows, val: Rows, *, steps: int = 1000, batch_size: int = 256, lr: float = LEARNING_RATE, seed: int = 0,
-               name: str = "training", run: Run | None = None, seconds: float = math.inf, work: float = 1.0) -> list[dict]:
+               validations: int = 20, name: str = "training", run: Run | None = None, seconds: float = math.inf,
+               work: float = 1.0) -> list[dict]:
     """Train `flow` by maximum likelihood and leave it in eval mode with the weights that were best on the validation rows.
 
-    Adam from `lr` to a tenth of it. Validation NLL is taken 20 times and, with the batch NLL, recorded in the list returned:
+    Adam from `lr` to a tenth of it. Validation NLL is taken `validations` times and, with the batch NLL, recorded in the list returned:
     `{"step", "train_nll", "val_nll"}`, both in nats per row."""
     optimizer = adam(list(flow.parameters()), lr)
     loop = Loop(name, steps, flow, [optimizer], run, seconds, work)
-    batches, every = Batches(len(train), batch_size, seed), max(1, steps // 20)
+    batches, every = Batches(len(train), batch_size, seed), max(1, steps // validations)
 
     def validate():
         flow.eval()  # batch norm and residual layers compute something else while they train
