@@ -20,13 +20,13 @@ from .transforms.coupling import ADDITIVE, AFFINE, Coupling, Univariate, alterna
 from .transforms.linear import LULinear, ReversePermutation
 from .transforms.matrix_determinant import Planar, Radial, Sylvester
 from .transforms.monotonic import UMNN, BlockAutoregressive, deep_sigmoid, logistic_mixture, sum_of_squares
-from .transforms.multiscale import glow_layer
+from .transforms.multiscale import ActNorm
 from .transforms.polynomial_splines import polynomial_spline
 from .transforms.residual import Residual
 
 # %% auto #0
-__all__ = ['CANDIDATES', 'Candidate', 'layer_mask', 'in_coupling', 'in_autoregressive', 'get_candidate', 'register_candidate',
-           'Architecture', 'SearchSpace']
+__all__ = ['CANDIDATES', 'Candidate', 'layer_mask', 'in_coupling', 'in_autoregressive', 'without_bins', 'get_candidate',
+           'register_candidate', 'Architecture', 'SearchSpace']
 
 # %% ../nbs/03_candidates.ipynb #28cbb980
 def _whole(name: str, value: object, least: int) -> int:
@@ -96,32 +96,29 @@ def _null(features, hidden_features, context_features, num_bins, layer):
     return IdentityTransform()
 
 # %% ../nbs/03_candidates.ipynb #a9804a55
-def _affine(num_bins: int) -> Univariate:
-    return AFFINE
+def without_bins(univariate: Univariate) -> Callable[[int], Univariate]:
+    "A function of one number that has no bins and no weights of its own, so that layers may share it."
+    return lambda num_bins: univariate
 
 
 CANDIDATES: dict[str, Candidate] = {
     c.name: c
     for c in (
         Candidate("MAF", "affine autoregressive: one pass in the density direction, D passes in the sampling direction",
-                  in_autoregressive(_affine)),
-        Candidate("RQ-AF", "rational-quadratic spline autoregressive: the most expressive, D passes to sample",
+                  in_autoregressive(without_bins(AFFINE))),
+        Candidate("RQ-AF", "rational-quadratic spline autoregressive: one pass in the density direction, D passes to sample",
                   in_autoregressive(rational_quadratic)),
-        Candidate("RealNVP", "affine coupling: the cheapest in both directions, the unit of cost", in_coupling(_affine)),
+        Candidate("RealNVP", "affine coupling: cheap in both directions, the unit of cost", in_coupling(without_bins(AFFINE))),
         Candidate("RQ-C", "rational-quadratic spline coupling: one pass in both directions", in_coupling(rational_quadratic)),
         Candidate("NULL", "the identity, at no cost: choosing it leaves the layer out", _null, mixing=False),
     )
 }
 
 # %% ../nbs/03_candidates.ipynb #03369595
-def _additive(num_bins: int) -> Univariate:
-    return ADDITIVE
-
-
-def _alone(layer_class: type[Transform], **options) -> Callable[..., Transform]:
+def _alone(layer_class: type[Transform]) -> Callable[..., Transform]:
     "The nonlinear part of a family that is a layer by itself."
     def nonlinear(features, hidden_features, context_features, num_bins, layer):
-        return layer_class(features, hidden_features=hidden_features, context_features=context_features, **options)
+        return layer_class(features, hidden_features=hidden_features, context_features=context_features)
     return nonlinear
 
 
@@ -129,9 +126,9 @@ def _iaf(features, hidden_features, context_features, num_bins, layer):
     return inverse_autoregressive(features, AFFINE, hidden_features=hidden_features, context_features=context_features)
 
 
-def _monotone(univariate: Callable[[], Univariate]) -> Callable[[int], Univariate]:
-    "A function of one number that has no bins."
-    return lambda num_bins: univariate()
+def _glow(features, **rest):
+    "A step of Glow on rows: `CANDIDATES['RealNVP']` with ActNorm before it."
+    return CompositeTransform([ActNorm(features), in_coupling(without_bins(AFFINE))(features=features, **rest)])
 
 # %% ../nbs/03_candidates.ipynb #6f2736ca
 _POLYNOMIAL = [
@@ -140,21 +137,23 @@ _POLYNOMIAL = [
     for kind, word, part in (("C", "coupling", in_coupling), ("AF", "autoregressive", in_autoregressive))
 ]
 _OTHERS = [
-    Candidate("NICE", "additive coupling: moves mass and never squeezes it, the linear layer does", in_coupling(_additive)),
+    Candidate("NICE", "additive coupling: moves mass and never squeezes it, the linear layer does", in_coupling(without_bins(ADDITIVE))),
     Candidate("IAF", "affine autoregressive turned round: one pass in the sampling direction, D in the density direction", _iaf),
     Candidate("MAF-GRU", "affine autoregressive with a recurrent network: D steps in both directions",
-              in_autoregressive(_affine, conditioner=RecurrentConditioner)),
-    Candidate("Flow++", "coupling with mixtures of logistics: inverse by root search", in_coupling(_monotone(logistic_mixture))),
-    Candidate("NAF", "autoregressive with deep sigmoidal functions: inverse by root search", in_autoregressive(_monotone(deep_sigmoid))),
-    Candidate("UMNN", "autoregressive with integrals of a positive network: inverse by root search", in_autoregressive(_monotone(UMNN))),
+              in_autoregressive(without_bins(AFFINE), conditioner=RecurrentConditioner)),
+    Candidate("Flow++", "coupling with mixtures of logistics: inverse by root search", in_coupling(without_bins(logistic_mixture()))),
+    Candidate("NAF", "autoregressive with deep sigmoidal functions: inverse by root search",
+              in_autoregressive(without_bins(deep_sigmoid()))),
+    Candidate("UMNN", "autoregressive with integrals of a positive network: inverse by root search",
+              in_autoregressive(lambda num_bins: UMNN())),
     Candidate("SOS", "autoregressive with sums of squared polynomials: inverse by root search",
-              in_autoregressive(_monotone(sum_of_squares))),
+              in_autoregressive(without_bins(sum_of_squares()))),
     Candidate("B-NAF", "one triangular network of blocks: inverse by D root searches", _alone(BlockAutoregressive)),
     Candidate("planar", "moves rows along one vector: a few numbers, little bend", _alone(Planar)),
     Candidate("radial", "pulls rows to a centre or pushes them away: a few numbers, little bend", _alone(Radial)),
     Candidate("Sylvester", "planar along many orthogonal directions at once", _alone(Sylvester)),
     Candidate("residual", "x + g(x) with a contraction g: free form, inverse by iteration", _alone(Residual)),
-    Candidate("Glow", "activation normalisation and affine coupling, as in Glow, on rows", glow_layer),
+    Candidate("Glow", "activation normalisation and affine coupling, as in Glow, on rows", _glow),
 ]
 CANDIDATES.update({c.name: c for c in _POLYNOMIAL + _OTHERS})
 _BUILT_IN = frozenset(CANDIDATES)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from .splines import rational_quadratic_spline
 
 # %% auto #0
-__all__ = ['MAX_LOG_SCALE', 'AFFINE', 'ADDITIVE', 'affine', 'additive', 'Univariate', 'rational_quadratic', 'feature_major',
-           'FeatureMajorMLP', 'FeatureMajorResNet', 'alternating_mask', 'check_mask', 'Coupling']
+__all__ = ['MAX_LOG_SCALE', 'AFFINE', 'ADDITIVE', 'affine', 'additive', 'Univariate', 'rational_quadratic', 'check_context',
+           'feature_major', 'FeatureMajorMLP', 'FeatureMajorResNet', 'alternating_mask', 'check_mask', 'Coupling']
 
 # %% ../../nbs/02c_coupling.ipynb #3b9896e3
 MAX_LOG_SCALE = 2.0
@@ -70,19 +70,22 @@ def rational_quadratic(num_bins: int = 8, bound: float = 4.0) -> Univariate:
     return Univariate(3 * num_bins - 1, partial(rational_quadratic_spline, bound=bound), f"rational_quadratic({num_bins}, {bound})")
 
 # %% ../../nbs/02c_coupling.ipynb #9917a449
+def check_context(context: Tensor | None, rows: int, context_features: int) -> None:
+    """ValueError unless `context` is `(rows, context_features)`, or None where there are no context features."""
+    if context_features == 0 and context is not None:
+        raise ValueError("a context was given, but this layer was built with context_features=0: build it with the context's width")
+    if context_features and context is None:
+        raise ValueError(f"this layer needs a context of shape (rows, {context_features}), got none")
+    if context_features and context.shape != (rows, context_features):
+        raise ValueError(f"context must have shape {(rows, context_features)}, got {tuple(context.shape)}")
+
+
 def feature_major(inputs: Tensor, features: int, context: Tensor | None, context_features: int) -> tuple[Tensor, Tensor | None]:
     """Check `(B, features)` inputs and `(B, context_features)` context, and return them as `(features, B)` and `(context_features, B)`."""
     if inputs.dim() != 2 or inputs.shape[1] != features:
         raise ValueError(f"inputs must have shape (rows, {features}), got {tuple(inputs.shape)}")
-    if context_features == 0:
-        if context is not None:
-            raise ValueError("a context was given, but this layer was built with context_features=0: build it with the context's width")
-        return inputs.t().contiguous(), None
-    if context is None:
-        raise ValueError(f"this layer needs a context of shape (rows, {context_features}), got none")
-    if context.shape != (len(inputs), context_features):
-        raise ValueError(f"context must have shape {(len(inputs), context_features)}, got {tuple(context.shape)}")
-    return inputs.t().contiguous(), context.t()
+    check_context(context, len(inputs), context_features)
+    return inputs.t().contiguous(), None if context is None else context.t()
 
 # %% ../../nbs/02c_coupling.ipynb #73d03404
 class FeatureMajorMLP(nn.Module):

@@ -13,12 +13,12 @@ from nflows.transforms import normalization as nflows_normalization
 from nflows.transforms.base import Transform
 from torch import Tensor, nn
 
-from .coupling import AFFINE, Coupling, Univariate, alternating_mask, check_mask
+from .coupling import AFFINE, Coupling, Univariate, alternating_mask, check_context
 from .linear import LULinear
 
 # %% auto #0
 __all__ = ['check_channels', 'ActNorm', 'BatchNorm', 'Squeeze', 'PerPixel', 'conv_net', 'ImageCoupling', 'glow_step',
-           'split_prior', 'Glow', 'ToImage', 'dequantize_images', 'bits_per_dim', 'glow_layer']
+           'split_prior', 'Glow', 'ToImage', 'dequantize_images', 'bits_per_dim']
 
 # %% ../../nbs/02h_multiscale.ipynb #ab2ee247
 def check_channels(inputs: Tensor, channels: int, dims: tuple[int, ...] = (4,)) -> None:
@@ -33,8 +33,9 @@ class ActNorm(nflows_normalization.ActNorm):
 
     `(B, D)` or `(B, C, H, W)`, one scale for a whole channel. The first density direction in training mode makes its outputs
     have mean 0 and standard deviation 1 in each channel; until then, and in evaluation mode, it is the identity. Fewer than two
-    numbers a channel have no spread: it waits. A sampling direction with gradients in training mode ends the wait, because
-    training has begun and a later batch must not overwrite it. A context is accepted and ignored.
+    numbers a channel have no spread, and a batch that is not finite has none to trust: it waits. A sampling direction with
+    gradients in training mode ends the wait, because training has begun and a later batch must not overwrite it. A context is
+    accepted and ignored.
 
     References: Glow (Kingma & Dhariwal 2018), section 3.1. nflows' layer with a guarded start.
     """
@@ -58,10 +59,11 @@ class ActNorm(nflows_normalization.ActNorm):
     @torch.no_grad()
     def _initialize(self, inputs: Tensor) -> None:
         channels = inputs.movedim(1, 0).flatten(1)
-        if channels.shape[1] < 2:
+        if channels.shape[1] < 2 or not channels.isfinite().all():
             return
         std, mean = torch.std_mean(channels, dim=1)
-        std = torch.where(std > 1e-6, std, 1.0)     # a constant channel is moved, not stretched
+        constant = std <= 10 * torch.finfo(std.dtype).eps * channels.abs().amax(1)
+        std = torch.where(constant, 1.0, std)     # a constant channel is moved, not stretched
         self.log_scale.copy_(-std.log())
         self.shift.copy_(-mean / std)
         self.initialized.fill_(True)
@@ -72,7 +74,8 @@ class BatchNorm(nflows_normalization.BatchNorm):
 
     Density direction: in training mode with the mean and variance of the batch, so that **a row's result depends on the other
     rows**; in evaluation mode with their running averages, each row by itself. Sampling direction in evaluation mode only
-    (nflows' InverseNotAvailable otherwise). A single training row has no variance: it is treated as in evaluation mode.
+    (nflows' InverseNotAvailable otherwise). A context is accepted and ignored. A single training row has no variance: it is
+    treated as in evaluation mode.
 
     References: Real NVP (Dinh et al. 2017), section 3.7. nflows' layer with a sound start.
     """
@@ -87,9 +90,10 @@ class BatchNorm(nflows_normalization.BatchNorm):
         check_channels(inputs, self.features, dims=(2,))
         mode = self.training
         self.training = mode and len(inputs) > 1
-        outputs, logabsdet = super().forward(inputs)
-        self.training = mode
-        return outputs, logabsdet
+        try:
+            return super().forward(inputs)
+        finally:
+            self.training = mode
 
 # %% ../../nbs/02h_multiscale.ipynb #468a7a93
 class Squeeze(SqueezeTransform):
@@ -128,16 +132,18 @@ class PerPixel(Transform):
         return self._on_pixels(self.transform.inverse, inputs)
 
 # %% ../../nbs/02h_multiscale.ipynb #b6588ae7
-def conv_net(n_in: int, n_out: int, hidden: int) -> nn.Sequential:
-    """Glow's conditioner `(B, n_in, H, W)` to `(B, n_out, H, W)`: convolutions 3x3, 1x1, 3x3 with ReLUs; the last starts at zero."""
-    last = nn.Conv2d(hidden, n_out, 3, padding=1)
+def conv_net(n_in: int, n_out: int, *, hidden_features: int, n_hidden: int = 2) -> nn.Sequential:
+    """Glow's conditioner `(B, n_in, H, W)` to `(B, n_out, H, W)`: convolutions 3x3, 1x1 `n_hidden - 1` times, 3x3, with ReLUs; the last
+    starts at zero."""
+    last = nn.Conv2d(hidden_features, n_out, 3, padding=1)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Conv2d(n_in, hidden, 3, padding=1), nn.ReLU(), nn.Conv2d(hidden, hidden, 1), nn.ReLU(), last)
+    between = [layer for _ in range(n_hidden - 1) for layer in (nn.Conv2d(hidden_features, hidden_features, 1), nn.ReLU())]
+    return nn.Sequential(nn.Conv2d(n_in, hidden_features, 3, padding=1), nn.ReLU(), *between, last)
 
 # %% ../../nbs/02h_multiscale.ipynb #50de999d
-class ImageCoupling(Transform):
-    """Coupling over the channels of `(B, C, H, W)`: masked channels pass and condition the others, each number of which
+class ImageCoupling(Coupling):
+    """`Coupling` over the channels of `(B, C, H, W)`: masked channels pass and condition the others, each number of which
     goes through `univariate`.
 
     `mask` is `(channels,)` booleans, True = conditions, default `alternating_mask(channels)`. The conditioner is a small
@@ -149,47 +155,24 @@ class ImageCoupling(Transform):
 
     def __init__(self, channels: int, univariate: Univariate = AFFINE, *, hidden_features: int = 32,
                  context_features: int = 0, mask: Tensor | None = None):
-        super().__init__()
-        mask = alternating_mask(channels) if mask is None else check_mask(mask, channels)
-        self.channels, self.context_features, self.univariate = channels, context_features, univariate
-        self.register_buffer("passing", mask.nonzero()[:, 0], persistent=False)
-        self.register_buffer("transformed", (~mask).nonzero()[:, 0], persistent=False)
-        n_in, n_out = len(self.passing) + context_features, univariate.n_params * len(self.transformed)
-        self.conditioner = conv_net(n_in, n_out, hidden_features) if n_in else None
-        self.free_params = None if n_in else nn.Parameter(torch.zeros(1, n_out, 1, 1))
+        super().__init__(channels, univariate, hidden_features=hidden_features, context_features=context_features, mask=mask,
+                         network=conv_net)
 
     def params(self, x: Tensor, context: Tensor | None) -> Tensor:
         """`(n_params, B, transformed channels, H, W)` from `x` `(B, C, H, W)` and `context` `(B, context_features)`."""
         B, _, H, W = x.shape
         if self.conditioner is None:
-            p = self.free_params.expand(B, -1, H, W)
+            p = self.free_params[..., None].expand(B, -1, H, W)
         else:
             known = x.index_select(1, self.passing)
             p = self.conditioner(known if context is None else torch.cat([known, context[:, :, None, None].expand(-1, -1, H, W)], 1))
         return p.view(B, self.univariate.n_params, len(self.transformed), H, W).movedim(1, 0)
 
-    def _check(self, inputs: Tensor, context: Tensor | None) -> None:
-        check_channels(inputs, self.channels)
-        wanted = (len(inputs), self.context_features) if self.context_features else None
-        given = None if context is None else tuple(context.shape)
-        if given != wanted:
-            raise ValueError(f"context must have shape {wanted}, got {given} (None: no context)")
-
     def _apply_to_rest(self, inputs: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        self._check(inputs, context)
+        check_channels(inputs, self.features)
+        check_context(context, len(inputs), self.context_features)
         y, logabsdet = self.univariate(inputs.index_select(1, self.transformed), self.params(inputs, context), inverse)
         return inputs.index_copy(1, self.transformed, y), logabsdet.sum((1, 2, 3))
-
-    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Density direction."""
-        return self._apply_to_rest(inputs, context, inverse=False)
-
-    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Sampling direction."""
-        return self._apply_to_rest(inputs, context, inverse=True)
-
-    def extra_repr(self) -> str:
-        return f"channels={self.channels}, univariate={self.univariate.name}, transformed={self.transformed.tolist()}"
 
 # %% ../../nbs/02h_multiscale.ipynb #e24ae1b8
 def glow_step(channels: int, univariate: Univariate = AFFINE, *, hidden_features: int = 32, context_features: int = 0,
@@ -275,19 +258,10 @@ def dequantize_images(images: Tensor, levels: int = 256, generator: torch.Genera
     """Whole numbers 0 ... `levels` - 1 to `(x + U) / levels` in [0, 1), U uniform: what a density can be fitted to."""
     images = images if images.is_floating_point() else images.to(torch.get_default_dtype())
     noise = torch.rand(images.shape, generator=generator, dtype=images.dtype, device=images.device)
-    return (images + noise) / levels
+    top = 1 - levels * torch.finfo(images.dtype).eps    # 255 + a larger U would be rounded to 256
+    return (images + top * noise) / levels
 
 
 def bits_per_dim(nll: Tensor | float, dims: int, levels: int = 256) -> Tensor | float:
     """Bits per dimension of images of `dims` numbers with `levels` values each, from the NLL in nats of `dequantize_images`."""
     return (nll / dims + math.log(levels)) / math.log(2)
-
-# %% ../../nbs/02h_multiscale.ipynb #a6b5d8aa
-def glow_layer(features: int, hidden_features: int = 64, context_features: int = 0, num_bins: int = 8, layer: int = 0) -> Transform:
-    """Glow's step on rows `(B, features)`: ActNorm and an affine coupling, whose mask flips with `layer` where features are odd.
-
-    The candidate `Glow` of the search adds the LU layer and the reversal. `num_bins` is not used.
-    """
-    mask = alternating_mask(features, layer if features % 2 else 0)
-    coupling = Coupling(features, AFFINE, hidden_features=hidden_features, context_features=context_features, mask=mask)
-    return CompositeTransform([ActNorm(features), coupling])
