@@ -281,11 +281,12 @@ def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Adam:
     return torch.optim.Adam(parameters, lr, fused=True)
 
 
-def step_theta(loss: Tensor, optimizer: torch.optim.Optimizer, max_norm: float = 5.0, what: str = "the flow") -> float:
-    "One gradient step with the gradient's norm clipped to `max_norm`. Returns the loss; TrainingError if it is not finite."
+def step_theta(loss: Tensor, optimizer: torch.optim.Optimizer, max_norm: float = 5.0, what: str = "the flow",
+               remedy: str = "look for outliers among the rows, or lower the learning rate") -> float:
+    "One gradient step with the gradient's norm clipped to `max_norm`. Returns the loss; TrainingError with the `remedy` if it is not finite."
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise TrainingError(f"The loss of {what} became {value}: look for outliers among the rows, or lower the learning rate.")
+        raise TrainingError(f"The loss of {what} became {value}: {remedy}.")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -115,11 +115,16 @@ class RecurrentConditioner(nn.Module):
         "Parameters `(n_params, D, B)` from states of the last layer `(D, B, H)`."
         return self.last(states).movedim(2, 0)
 
+    def _listen(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        "States of the last layer `(K, B, H)` after each of the features `(K, B)`, and `(n_hidden, B, H)` after all of them."
+        with torch.backends.cudnn.flags(enabled=False):    # its GRU has gradients in training mode only
+            return self.gru(x[:, :, None], state)
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         state = self.initial_state(x.shape[1], context)
         states = state[-1:]
         if self.gru is not None and x.shape[1]:
-            states = torch.cat([states, self.gru(x[:-1, :, None], state)[0]])
+            states = torch.cat([states, self._listen(x[:-1], state)[0]])
         return self.read_off(states.expand(self.features, -1, -1))
 
     def inverse(self, univariate: Univariate, u: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -131,7 +136,7 @@ class RecurrentConditioner(nn.Module):
             xs.append(x_i)
             logabsdets.append(logabsdet)
             if i + 1 < self.features and u.shape[1]:
-                state = self.gru(x_i[:, :, None], state)[1]
+                state = self._listen(x_i, state)[1]
         return torch.cat(xs), torch.cat(logabsdets).sum(0)
 
 # %% ../../nbs/02d_autoregressive.ipynb #0d247599
