@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Objective', 'RECIPES', 'ENDS', 'FINALISTS', 'SLACK', 'Recipe', 'snapshot', 'descend', 'path_nll', 'alternatives',
            'Block', 'search_block', 'through', 'SearchResult', 'Settings', 'Prefix', 'cells', 'stretched', 'tree_work',
-           'work_left', 'pick_device', 'search_flow']
+           'work_ahead', 'pick_device', 'search_flow']
 
 # %% ../nbs/09_blockwise_search.ipynb #24fb6e40
 import copy
@@ -301,15 +301,14 @@ def tree_work(m: int, n_layers: int) -> int:
     return sum(m**i for d in range(1, n_layers + 1) for i in range(1, d + 1))
 
 
-def work_left(s: Settings, blocks_done: int) -> float:
-    "Candidate evaluations that may be left after so many blocks, the race, trainings and fine-tuning included. Most searches end earlier."
+def work_ahead(s: Settings) -> float:
+    "Candidate evaluations that a search takes at most, fine-tuning included. Most searches end earlier."
     m = len(s.space(1).without_null)
-    trees = tree_work(m, s.block_size) * s.search_steps
+    trees, training = tree_work(m, s.block_size) * s.search_steps, s.n_layers * s.steps
     if not _races(s):
-        return trees * (len(s.block_sizes) - blocks_done) + 2 * s.n_layers * s.steps
-    race = (1 + ENDS) * m * s.n_layers * s.search_steps + FINALISTS * s.n_layers * s.steps if blocks_done == 0 else 0
-    challengers, fine_tuning = 2 * s.n_layers * s.steps, s.n_layers * s.steps
-    return trees + race + challengers + fine_tuning
+        return trees * len(s.block_sizes) + 2 * training
+    heats = (1 + ENDS) * m * s.n_layers * s.search_steps
+    return trees + heats + (FINALISTS + 2) * training    # the length between and the fine-tuning
 
 
 def _races(s: Settings) -> bool:
@@ -333,7 +332,7 @@ def _from_scratch(s: Settings, architecture: Architecture, train: Rows, val: Row
     return _prefix(s, architecture, layers, val, steps=steps, training=training)
 
 # %% ../nbs/09_blockwise_search.ipynb #fef801bf
-SLACK = 1.0  # nats by which an untried rival may beat the best NLL of the heats
+SLACK = 0.5  # nats by which an untried rival may beat the best NLL of the heats
 
 _fom1 = attrgetter("fom1")
 
@@ -416,41 +415,24 @@ def _grow_as_printed(s: Settings, train: Rows, val: Rows, run: Run) -> tuple[lis
     return [replace(found, inherited_nll=found.nll)], blocks
 
 
-def _new_end(s: Settings, rivals: list[Prefix], train: Rows, val: Rows, run: Run, number: int) -> tuple[Architecture | None, dict]:
-    "The best flow not yet trained in full that keeps all but the last layer of the best one; and the history of the search for it."
-    best = rivals[0]
-    stem = replace(best, architecture=Architecture(best.architecture[:-1]), layers=best.layers[:-1])
-    size = min(s.block_size, s.n_layers - len(stem.architecture))
-    block = _search_next(s, number, size, stem, train, val, run, 0.3 * run.seconds_left).history
-    ends = [block["chosen"], *(row["path"] for row in block["alternatives"])]
-    proposals = [Architecture((*stem.architecture, *end)) for end in ends]
-    return next((a for a in proposals if _untried(s, a, rivals)), None), block
-
-
-def _untried(s: Settings, architecture: Architecture, rivals: list[Prefix]) -> bool:
-    return all(p.architecture != architecture for p in rivals if p.steps in (0, s.steps))
-
-
-def _challenge(s: Settings, architecture: Architecture, rivals: list[Prefix], train: Rows, val: Rows, run: Run) -> None:
-    "Train this flow in full and put it in its place among the `rivals`: in front of them if it is the best."
-    challenger = _from_scratch(s, architecture, train, val, run, steps=s.steps, seconds=0.4 * run.seconds_left)
-    rivals.insert(0 if challenger.fom1 < rivals[0].fom1 else 1, challenger)
+def _length_between(s: Settings, best: Architecture) -> Architecture | None:
+    "A length that doubling passed over: three layers for two, one layer less for four or more."
+    if len(best) > 2:
+        return Architecture(best[1:])
+    return Architecture((best[0], *best)) if len(best) == 2 < s.n_layers else None
 
 
 def _grow_by_race(s: Settings, train: Rows, val: Rows, run: Run) -> tuple[list[Prefix], list[dict]]:
-    "Search a block, race its cells, look at both ends of the winner. Returns the flows tried, the best first, and the blocks' histories."
+    "Search a block, race its cells, try the winner at another length. Returns the flows tried, the best first, and the block's history."
     total, empty = run.seconds_left, _prefix(s, Architecture(()), [], val)
-    blocks = [_search_next(s, 0, s.block_sizes[0], empty, train, val, run, 0.15 * total).history]
-    rivals = _race(s, blocks[0], train, val, run, 0.5 * total)
-    if best := rivals[0].architecture:
-        run.expect(work_left(s, len(blocks)))
-        other_end, block = _new_end(s, rivals, train, val, run, len(blocks))
-        blocks.append(block)
-        for architecture in (other_end, Architecture(best[1:])):
-            if architecture is not None and _untried(s, architecture, rivals):
-                _challenge(s, architecture, rivals, train, val, run)
-    shared = {tuple(row["path"]): row["nll"] for row in blocks[0]["alternatives"]}
-    return [replace(rivals[0], inherited_nll=shared.get(tuple(rivals[0].architecture))), *rivals[1:]], blocks
+    block = _search_next(s, 0, s.block_sizes[0], empty, train, val, run, 0.15 * total).history
+    rivals = _race(s, block, train, val, run, 0.6 * total)
+    if challenger := _length_between(s, rivals[0].architecture):
+        run.expect(s.steps * 2 * len(challenger))
+        trained = _from_scratch(s, challenger, train, val, run, steps=s.steps, seconds=0.4 * run.seconds_left)
+        rivals.insert(0 if trained.fom1 < rivals[0].fom1 else 1, trained)
+    shared = {tuple(row["path"]): row["nll"] for row in block["alternatives"]}
+    return [replace(rivals[0], inherited_nll=shared.get(tuple(rivals[0].architecture))), *rivals[1:]], [block]
 
 # %% ../nbs/09_blockwise_search.ipynb #d4171e54
 def _finish(s: Settings, found: Prefix, train: Rows, val: Rows, run: Run) -> tuple[Flow, dict, dict]:
@@ -532,7 +514,7 @@ def search_flow(X_train: Tensor, X_val: Tensor, *, context_train: Tensor | None 
     train, val = (Rows(x.to(target), None if c is None else c.to(target)) for x, c in ((X_train, context_train), (X_val, context_val)))
     if checkpoint is not None:
         _open_folder(Path(checkpoint), _identity(s, train, val), resume)
-    with one_thread(), Run(None if checkpoint is None else Path(checkpoint), max_seconds, progress, work_left(s, 0)) as run:
+    with one_thread(), Run(None if checkpoint is None else Path(checkpoint), max_seconds, progress, work_ahead(s)) as run:
         rivals, blocks = (_grow_by_race if _races(s) else _grow_as_printed)(s, train, val, run)
         found, searched = rivals[0], run.seconds
         run.expect(s.steps * len(found.architecture))

@@ -283,7 +283,7 @@ def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Adam:
 
 def step_theta(loss: Tensor, optimizer: torch.optim.Optimizer, max_norm: float = 5.0, what: str = "the flow",
                remedy: str = "look for outliers among the rows, or lower the learning rate") -> float:
-    "One gradient step with the gradient's norm clipped to `max_norm`. Returns the loss; TrainingError with the `remedy` if it is not finite."
+    "One gradient step, the gradient's norm clipped to `max_norm`. Returns the loss; TrainingError with the `remedy` if it is not finite."
     value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingError(f"The loss of {what} became {value}: {remedy}.")

@@ -62,7 +62,8 @@ def _check_log_density(log_p: Tensor, x: Tensor) -> None:
     wrong = ~(log_p < math.inf)    # NaN too
     if wrong.any():
         i = int(wrong.nonzero()[0])
-        raise ValueError(f"log_density gave {log_p[i].item()} at {x[i].tolist()}, a draw of the flow: it must be a number there, or minus infinity")
+        raise ValueError(f"log_density gave {log_p[i].item()} at {x[i].tolist()}, a draw of the flow: "
+                         "it must be a number there, or minus infinity")
     if log_p.max() == -math.inf:
         raise ValueError(f"log_density is minus infinity at all {len(x)} draws of the flow: the flow misses the target's support")
 
