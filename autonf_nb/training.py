@@ -302,6 +302,8 @@ def train_flow(flow: Flow, train: Rows, val: Rows, *, steps: int = 1000, batch_s
 
     Adam from `lr` to a tenth of it. Validation NLL is taken `validations` times and, with the batch NLL, recorded in the list returned:
     `{"step", "train_nll", "val_nll"}`, both in nats per row."""
+    if validations < 1:
+        raise ValueError(f"validations must be at least 1, got {validations}: they decide which weights are kept")
     optimizer = adam(list(flow.parameters()), lr)
     loop = Loop(name, steps, flow, [optimizer], run, seconds, work)
     batches, every = Batches(len(train), batch_size, seed), max(1, steps // validations)

@@ -270,6 +270,14 @@ def test_a_row_is_transformed_alone(case):
         close(logabsdet_i, logabsdet[i:i + 1], case.loose)
 
 
+@every_case
+def test_another_width_is_refused(case):
+    transform, (x, context) = case.shaken(), case.rows(6)
+    for direction in (transform, transform.inverse):
+        with pytest.raises(ValueError):
+            direction(torch.cat([x, x], 1), context)
+
+
 @parametrized(lambda case: case.context_features > 0)
 def test_the_context_matters(case):
     transform, (x, context) = case.shaken(), case.rows(6)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from nflows.transforms.base import Transform
 from torch import Tensor, nn
 
+from .linear import as_columns
 from .splines import rational_quadratic_spline
 
 # %% auto #0
@@ -82,10 +83,9 @@ def check_context(context: Tensor | None, rows: int, context_features: int) -> N
 
 def feature_major(inputs: Tensor, features: int, context: Tensor | None, context_features: int) -> tuple[Tensor, Tensor | None]:
     """Check `(B, features)` inputs and `(B, context_features)` context, and return them as `(features, B)` and `(context_features, B)`."""
-    if inputs.dim() != 2 or inputs.shape[1] != features:
-        raise ValueError(f"inputs must have shape (rows, {features}), got {tuple(inputs.shape)}")
+    columns = as_columns(inputs, features)
     check_context(context, len(inputs), context_features)
-    return inputs.t().contiguous(), None if context is None else context.t()
+    return columns.contiguous(), None if context is None else context.t()
 
 # %% ../../nbs/02c_coupling.ipynb #73d03404
 class FeatureMajorMLP(nn.Module):

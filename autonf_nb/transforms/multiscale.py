@@ -95,6 +95,11 @@ class BatchNorm(nflows_normalization.BatchNorm):
         finally:
             self.training = mode
 
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Sampling direction."""
+        check_channels(inputs, self.features, dims=(2,))
+        return super().inverse(inputs)
+
 # %% ../../nbs/02h_multiscale.ipynb #468a7a93
 class Squeeze(SqueezeTransform):
     """`(B, C, H, W)` to `(B, 4C, H/2, W/2)`: each 2 x 2 block of pixels becomes 4 channels; log-determinant 0.
