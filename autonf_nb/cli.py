@@ -363,9 +363,10 @@ STACKS = (1, 2, 4, 8)
 
 
 def price(est: Any, names: Sequence[str], direction: str | None = None) -> float:
-    "Cost of a sequence of layers under the estimator's cost model."
+    "Cost of a sequence of layers under the estimator's cost model; in its own direction at the prices of the search."
     from autonf_nb.cost import architecture_cost
-    return architecture_cost(names, est.n_features_in_, cost=est.cost, direction=direction or est.direction,
+    cost = est.history_["prices"] if direction in (None, est.direction) else est.cost
+    return architecture_cost(names, est.n_features_in_, cost=cost, direction=direction or est.direction,
                              hidden_features=est.hidden_features, context_features=est.n_context_features_)
 
 

@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from numbers import Real
 from typing import NamedTuple
 
 import torch
-from nflows.transforms.base import CompositeTransform, InverseNotAvailable, Transform
+from nflows.transforms.base import CompositeTransform, InverseNotAvailable, InverseTransform, Transform
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,10 +24,11 @@ from .transforms.autoregressive import MADE, Autoregressive
 
 # %% auto #0
 __all__ = ['COST_MODELS', 'DIRECTIONS', 'PAPER_LAYER_COSTS', 'Operations', 'count_operations', 'OperationCounter',
-           'measured_operations', 'TextbookAutoregressive', 'as_in_textbooks', 'layer_cost', 'architecture_cost']
+           'measured_operations', 'TextbookAutoregressive', 'as_in_textbooks', 'relative_time', 'layer_cost',
+           'architecture_cost']
 
 # %% ../nbs/04_cost.ipynb #64cf654e
-COST_MODELS = ("paper", "flops", "params")
+COST_MODELS = ("paper", "flops", "params", "latency")
 DIRECTIONS = ("density", "sampling")
 PAPER_LAYER_COSTS: dict[str, dict[str, float]] = {
     "density": {"MAF": 8.66 / 8, "RQ-AF": 13.31 / 8, "RealNVP": 8.00 / 8, "RQ-C": 10.92 / 8, "NULL": 0.0},
@@ -216,6 +219,8 @@ def as_in_textbooks(transform: Transform) -> Transform:
     "The transform with every masked autoregressive layer replaced by its textbook form."
     if isinstance(transform, CompositeTransform):
         return CompositeTransform([as_in_textbooks(t) for t in transform._transforms])
+    if isinstance(transform, InverseTransform):
+        return InverseTransform(as_in_textbooks(transform._transform))
     masked = isinstance(transform, Autoregressive) and isinstance(transform.conditioner, MADE)
     return TextbookAutoregressive(transform) if masked else transform
 
@@ -263,6 +268,30 @@ def _from_mapping(name: str, costs: Mapping[str, float]) -> float:
     return float(value)
 
 # %% ../nbs/04_cost.ipynb #c0970e4b
+def relative_time(layers: Sequence[Transform], units: Sequence[Transform], features: int, *, direction: str = "density",
+                  context_features: int = 0, rows: int = 512, repeats: int = 15) -> float:
+    "Median time of the `layers` over that of the `units`, on `rows` standard normal rows, without gradients, called in turn."
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, features, generator=generator)
+    context = torch.randn(rows, context_features, generator=generator) if context_features else None
+    times: tuple[list[float], list[float]] = [], []
+    with torch.no_grad():
+        for i in range(repeats + 2):
+            for group, seen in zip((layers, units), times):
+                start = time.perf_counter()
+                for layer in group:
+                    (layer if direction == "density" else layer.inverse)(x, context)
+                if i > 1:   # the first two warm up
+                    seen.append(time.perf_counter() - start)
+    return statistics.median(times[0]) / statistics.median(times[1])
+
+
+@lru_cache(maxsize=4096)
+def _latency(candidate: Candidate, features: int, direction: str, hidden: int, context: int, num_bins: int) -> float:
+    layers, units = ([_build(c, features, hidden, context, num_bins, i) for i in (0, 1)] for c in (candidate, get_candidate("RealNVP")))
+    return relative_time(layers, units, features, direction=direction, context_features=context)
+
+# %% ../nbs/04_cost.ipynb #7eede66b
 def layer_cost(
     name: str,
     features: int,
@@ -275,7 +304,8 @@ def layer_cost(
 ) -> float:
     """Cost of one candidate layer. NULL costs 0 and RealNVP 1 in each model and direction; a mapping is used as it is.
 
-    `cost`: "paper" (Table 1), "flops" (operations per row), "params" (stored numbers) or a mapping name -> number.
+    `cost`: "paper" (Table 1), "flops" (operations per row), "params" (stored numbers), "latency" (time on this machine's CPU, measured
+    once in a process, without gradients) or a mapping name -> number.
     Raises ValueError where the model has no figure.
     """
     candidate = get_candidate(name)
@@ -287,8 +317,12 @@ def layer_cost(
         raise ValueError(f"cost must be one of {', '.join(COST_MODELS)}, or a mapping from candidate to number, got {cost!r}.")
     if cost == "paper":
         return _from_paper(name, direction)
+    if cost == "latency" and name in ("NULL", "RealNVP"):
+        return float(name != "NULL")
     shape = (cost, _whole("features", features, 1), direction, _whole("hidden_features", hidden_features, 1),
              _whole("context_features", context_features, 0), _whole("num_bins", num_bins, 2))
+    if cost == "latency":
+        return _latency(candidate, *shape[1:])
     return _amount(candidate, *shape) / _amount(get_candidate("RealNVP"), *shape)
 
 # %% ../nbs/04_cost.ipynb #3b0359b6

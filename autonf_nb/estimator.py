@@ -545,7 +545,7 @@ class AutoNF(Saving, Density, Fitting, DensityMixin, BaseEstimator):
     - `direction`: "density" or "sampling", the direction whose cost counts.
     - `candidates`: names of the layers to choose from, see `autonf_nb.candidates`; with "NULL" a flow may be shallower than `n_layers`.
     - `n_layers`, `block_size`: layers at most, and how many are searched at a time; None: blocks of two.
-    - `cost`: "flops", "params", "paper", or a mapping from candidate to number.
+    - `cost`: "flops", "params", "paper", "latency" (time on this machine), or a mapping from candidate to number.
     - `strategy`: "op2" (the default recipe), "op2-printed", "op1".
     - `hidden_features`, `batch_size`, `steps`: width of the networks, rows a step, training steps of a flow (None: 1000).
     - `max_seconds`: stop in time with the best so far.

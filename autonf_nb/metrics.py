@@ -10,11 +10,12 @@ from typing import Any, Sequence
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['nll_with_error', 'fom1', 'fom2', 'density_coverage', 'pareto_front', 'Baseline', 'gaussian_nll',
-           'gaussian_mixture_nll']
+__all__ = ['nll_with_error', 'fom1', 'fom2', 'density_coverage', 'Calibration', 'calibration', 'pareto_front', 'hypervolume',
+           'Baseline', 'gaussian_nll', 'gaussian_mixture_nll']
 
 # %% ../nbs/07_metrics.ipynb #6ac1cfd2
 def _as_vector(values, name: str) -> np.ndarray:
@@ -72,7 +73,7 @@ def _samples64(x, name: str, min_rows: int) -> Tensor:
     if len(x) < min_rows:
         raise ValueError(f"{name} has {len(x)} rows, but at least {min_rows} are needed.")
     if not torch.isfinite(x).all():
-        raise ValueError(f"{name} holds NaN or infinite values; density and coverage need finite rows.")
+        raise ValueError(f"{name} holds NaN or infinite values; all rows must be finite.")
     return x
 
 # %% ../nbs/07_metrics.ipynb #2ce46017
@@ -101,6 +102,25 @@ def density_coverage(
         covered += int((hits > 0).sum())
     return inside / (k * len(fake)), covered / len(real)
 
+# %% ../nbs/07_metrics.ipynb #600c3ab1
+@dataclass(frozen=True)
+class Calibration:
+    "Levels in [0, 1], uniform where the flow is right: a column for each feature of the noise, and one for its distance from 0."
+
+    levels: np.ndarray = field(repr=False)  # (rows, D + 1)
+    distance: np.ndarray  # (D + 1,) Kolmogorov-Smirnov distances to the uniform distribution
+    p_value: np.ndarray  # (D + 1,) how often a calibrated flow is at least as far from it with as many rows
+
+
+def calibration(
+    noise: Tensor | np.ndarray,  # (rows, D) what a flow's density direction makes of held-out rows
+) -> Calibration:
+    "Probability integral transform of the noise (Dawid 1984) and its Kolmogorov-Smirnov tests. ValueError: no rows, or not finite."
+    u = _samples64(noise, "noise", 1).cpu().numpy()
+    levels = np.column_stack([stats.norm.cdf(u), stats.chi2.cdf((u**2).sum(1), u.shape[1])])
+    tests = [stats.kstest(column, "uniform") for column in levels.T]
+    return Calibration(levels, np.array([t.statistic for t in tests]), np.array([t.pvalue for t in tests]))
+
 # %% ../nbs/07_metrics.ipynb #af35e052
 def pareto_front(
     nll: Sequence[float] | np.ndarray,  # (models,) lower is better
@@ -117,6 +137,21 @@ def pareto_front(
             best = nll[i]
             front.append(int(i))
     return np.array(front, dtype=int)
+
+# %% ../nbs/07_metrics.ipynb #379725be
+def hypervolume(
+    nll: Sequence[float] | np.ndarray,  # (models,) lower is better
+    cost: Sequence[float] | np.ndarray,  # (models,) lower is better
+    nll_ref: float,  # models at or above either reference count for nothing
+    cost_ref: float,
+) -> float:
+    "Area dominated by the models below the reference point, in nats times cost (Zitzler & Thiele 1998)."
+    if not (np.isfinite(nll_ref) and np.isfinite(cost_ref)):
+        raise ValueError(f"the reference point must be finite; got nll_ref = {nll_ref}, cost_ref = {cost_ref}.")
+    nll, cost = _as_vector(nll, "nll"), _as_vector(cost, "cost")
+    front = pareto_front(nll, cost)
+    front = front[(nll[front] < nll_ref) & (cost[front] < cost_ref)]
+    return float((np.diff(np.append(cost[front], cost_ref)) * (nll_ref - nll[front])).sum())
 
 # %% ../nbs/07_metrics.ipynb #e12f92cf
 @dataclass(frozen=True)

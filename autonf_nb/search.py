@@ -24,7 +24,7 @@ from nflows.transforms import CompositeTransform
 from torch import Tensor, nn
 
 from .candidates import Architecture, SearchSpace
-from .cost import architecture_cost
+from .cost import architecture_cost, layer_cost
 from .flow import Flow
 from .metrics import fom1
 from .objective import architecture_loss, op1_loss, op2_loss, theta_loss
@@ -474,6 +474,20 @@ def _open_folder(folder: Path, identity: dict, resume: bool) -> None:
     part.write_text(json.dumps(identity, indent=1))
     part.replace(options)
 
+# %% ../nbs/09_blockwise_search.ipynb #a00afbb9
+def _prices(s: Settings, rows: Rows, folder: Path | None) -> dict[str, float]:
+    "Cost of each candidate; from the checkpoints' `folder` where an interrupted search has left them."
+    if folder is not None and (folder/"prices.json").exists():
+        return json.loads((folder/"prices.json").read_text())
+    context_features = 0 if rows.context is None else rows.context.shape[1]
+    prices = {name: layer_cost(name, rows.x.shape[1], cost=s.cost, direction=s.direction, hidden_features=s.hidden_features,
+                               context_features=context_features) for name in s.candidates}
+    if folder is not None:
+        part = folder/"prices.json.part"
+        part.write_text(json.dumps(prices))
+        part.replace(folder/"prices.json")
+    return prices
+
 # %% ../nbs/09_blockwise_search.ipynb #d1b1f75e
 def pick_device(device: str) -> torch.device:
     "'auto' is a GPU if PyTorch sees one, else the CPU. ValueError for a device that is not there."
@@ -514,11 +528,12 @@ def search_flow(X_train: Tensor, X_val: Tensor, *, context_train: Tensor | None 
     train, val = (Rows(x.to(target), None if c is None else c.to(target)) for x, c in ((X_train, context_train), (X_val, context_val)))
     if checkpoint is not None:
         _open_folder(Path(checkpoint), _identity(s, train, val), resume)
+    s = replace(s, cost=_prices(s, train, None if checkpoint is None else Path(checkpoint)))
     with one_thread(), Run(None if checkpoint is None else Path(checkpoint), max_seconds, progress, work_ahead(s)) as run:
         rivals, blocks = (_grow_by_race if _races(s) else _grow_as_printed)(s, train, val, run)
         found, searched = rivals[0], run.seconds
         run.expect(s.steps * len(found.architecture))
         flow, figures, training = _finish(s, found, train, val, run)
-    history = {"blocks": blocks, "prefixes": [p.to_dict() for p in rivals], "training": training, "figures": figures}
+    history = {"prices": s.cost, "blocks": blocks, "prefixes": [p.to_dict() for p in rivals], "training": training, "figures": figures}
     return SearchResult(found.architecture, flow, found.cost, mean_nll(flow, val), history,
                         {"search": searched, "training": run.seconds - searched}, _notes(s, found, blocks, run))
