@@ -21,15 +21,16 @@ def cpu_model() -> str:
     return named[0] if named else platform.machine()
 
 
-def medians(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    "Median processor milliseconds of each, called in turn; three more rounds before them warm up."
+def medians(calls: dict[str, Callable[[], object]], repeats: int, *, clock: Callable[[], float] = time.process_time,
+            warm_up: int = 3) -> dict[str, float]:
+    "Median milliseconds of each, of the processor or of another clock, called in turn; `warm_up` more rounds before them."
     times = {name: [] for name in calls}
-    for repeat in range(repeats + 3):
+    for repeat in range(repeats + warm_up):
         for name, call in calls.items():
-            start = time.process_time()
+            start = clock()
             call()
-            if repeat >= 3:
-                times[name].append(1e3 * (time.process_time() - start))
+            if repeat >= warm_up:
+                times[name].append(1e3 * (clock() - start))
     return {name: statistics.median(seen) for name, seen in times.items()}
 
 
