@@ -91,7 +91,7 @@ def one_thread() -> Iterator[None]:
 # %% ../nbs/08_training.ipynb #90da3eb0
 def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict) -> None:
     "Write `tensors` and JSON `meta` as one safetensors file that appears whole or not at all."
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # two processes may write the same file: the last one wins, whole
     # safetensors refuses views of shared storage: each tensor gets its own
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, part, {"json": json.dumps(meta)})
     os.replace(part, path)
@@ -112,10 +112,12 @@ BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} so far, at most {remaining} le
 class Run:
     """The clock, the progress bar and the checkpoint folder of one job.
 
-    `max_seconds` counts the seconds of earlier, interrupted tries too. `work` is the number of units the bar expects."""
+    `max_seconds` counts the seconds of earlier, interrupted tries too. `work` is the number of units the bar expects. `shared` is a
+    folder for stages that other jobs on the same rows would run as well; `stages` says how long each stage took, whoever ran it."""
     def __init__(self, folder: Path | None = None, max_seconds: float | None = None, progress: bool = False, work: float = 0,
-                 save_every: float = 5.0):
-        self.folder, self.max_seconds, self.save_every = folder, max_seconds, save_every
+                 save_every: float = 5.0, shared: Path | None = None):
+        self.folder, self.max_seconds, self.save_every, self.shared = folder, max_seconds, save_every, shared
+        self.stages: dict[str, float] = {}
         self._earlier, self._start = 0.0, time.monotonic()
         self._saved = self._start
         self.bar = tqdm(total=work, disable=not progress, bar_format=BAR, mininterval=0.5)
@@ -129,22 +131,27 @@ class Run:
     def seconds_left(self) -> float:
         return math.inf if self.max_seconds is None else self.max_seconds - self.seconds
 
-    def file(self, stage: str) -> Path | None:
+    def file(self, stage: str, folder: Path | None = None) -> Path | None:
+        "Where the stage's checkpoint is: in `folder`, else in the job's own, if it has one."
+        folder = folder or self.folder
         # an architecture's name holds ">" and a user's candidate may hold "/": neither belongs in a file name
-        return None if self.folder is None else self.folder/f"{quote(stage, safe=' ,')}.safetensors"
+        return None if folder is None else folder/f"{quote(stage, safe=' ,')}.safetensors"
 
-    def save(self, stage: str, tensors: Callable[[], dict[str, Tensor]], meta: dict, now: bool = False) -> None:
+    def save(self, stage: str, tensors: Callable[[], dict[str, Tensor]], meta: dict, now: bool = False, folder: Path | None = None) -> None:
         "Write the stage's checkpoint, at most every `save_every` seconds unless `now`."
-        if self.folder is not None and (now or time.monotonic() - self._saved > self.save_every):
-            write_tensors(self.file(stage), tensors(), meta | {"run_seconds": self.seconds})
+        file = self.file(stage, folder)
+        if file is not None and (now or time.monotonic() - self._saved > self.save_every):
+            write_tensors(file, tensors(), meta | {"run_seconds": self.seconds})
             self._saved = time.monotonic()
 
-    def load(self, stage: str) -> tuple[dict[str, Tensor], dict] | None:
+    def load(self, stage: str, folder: Path | None = None) -> tuple[dict[str, Tensor], dict] | None:
         "The stage's checkpoint, or None when there is none."
-        if self.folder is None or not self.file(stage).exists():
+        file = self.file(stage, folder)
+        if file is None or not file.exists():
             return None
-        tensors, meta = read_tensors(self.file(stage))
-        self._earlier = max(self._earlier, meta["run_seconds"] - (time.monotonic() - self._start))
+        tensors, meta = read_tensors(file)
+        if folder is None:  # another job's clock is not this one's
+            self._earlier = max(self._earlier, meta["run_seconds"] - (time.monotonic() - self._start))
         return tensors, meta
 
     def expect(self, work: float) -> None:
@@ -186,7 +193,7 @@ def _without(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def stage_tensors(loop: "Loop") -> dict[str, Tensor]:
     "The tensors of a stage: `module/...`, `adam<i>/...`, `best/...`."
     tensors = _prefixed("module", loop.module.state_dict())
-    for i, optimizer in enumerate(loop.optimizers):
+    for i, optimizer in enumerate([] if loop.finished else loop.optimizers):
         tensors |= _prefixed(f"adam{i}", optimizer_tensors(optimizer))
     return tensors | (_prefixed("best", loop.best[1]) if loop.best else {})
 
@@ -211,14 +218,19 @@ def restore_stage(loop: "Loop", tensors: dict[str, Tensor], meta: dict) -> None:
 class Loop:
     """Steps of one stage of a `Run`: iterate over it as over `range(n_steps)`.
 
-    A stage found in the run's checkpoint folder starts where it stopped, or is over at once if it had finished.
-    `seconds` is the stage's share of the time; the loop ends when it, or the run's, is used up."""
+    A stage found in the checkpoint folder starts where it stopped, or is over at once if it had finished. `seconds` is the stage's
+    share of the time; the loop ends when it, or the run's, is used up. A stage that other jobs would run as well (`common`) is kept in the
+    run's shared folder; one that only begins as theirs starts from the state left there under the name `begin`."""
     def __init__(self, name: str, n_steps: int, module: nn.Module, optimizers: list[torch.optim.Optimizer], run: Run | None = None,
-                 seconds: float = math.inf, work: float = 1.0):
+                 seconds: float = math.inf, work: float = 1.0, common: bool = False, begin: str | None = None):
         self.name, self.n_steps, self.module, self.optimizers = name, n_steps, module, optimizers
-        self.run, self.work = run or Run(), work
+        self.run, self.work, self.begin = run or Run(), work, begin
+        self.folder = self.run.shared if common else None
         self.step, self.records, self.losses, self.best, self.finished, self.spent = 0, [], [], None, False, 0.0
-        if (stored := self.run.load(name)) is not None:
+        stored = self.run.load(name, self.folder)
+        if stored is None and begin is not None and self.run.shared is not None:
+            stored = self.run.load(begin, self.run.shared)
+        if stored is not None:
             restore_stage(self, *stored)
         self.budget = min(seconds, self.run.seconds_left + self.spent)
 
@@ -233,15 +245,25 @@ class Loop:
         while not self.finished:
             if self.step >= self.n_steps or self.spent >= self.budget:
                 self.finished = True
-                self.run.save(self.name, lambda: stage_tensors(self), stage_meta(self), now=True)
+                self.save(now=True)
                 self.run.bar.update((self.n_steps - self.step) * self.work)
-                return
+                break
             start = time.monotonic()
             yield self.step
             self.step += 1
             self.spent += time.monotonic() - start
             self.run.bar.update(self.work)
-            self.run.save(self.name, lambda: stage_tensors(self), stage_meta(self))
+            self.save()
+        self.run.stages[self.name] = self.spent
+
+    def save(self, now: bool = False) -> None:
+        "Write the stage's checkpoint, at most every few seconds unless `now`."
+        self.run.save(self.name, lambda: stage_tensors(self), stage_meta(self), now, self.folder)
+
+    def leave_begin(self) -> None:
+        "Leave the state as it is now to the other jobs that begin in this way, before the first step that is this job's own."
+        if self.begin is not None and self.run.shared is not None and not self.run.file(self.begin, self.run.shared).exists():
+            self.run.save(self.begin, lambda: stage_tensors(self), stage_meta(self), True, self.run.shared)
 
     def record(self, **values) -> None:
         "Keep a point of the history: `step`, the mean of the `losses` since the last record, and the values, which must be JSON-able."
@@ -297,15 +319,15 @@ def step_theta(loss: Tensor, optimizer: torch.optim.Optimizer, max_norm: float =
 
 def train_flow(flow: Flow, train: Rows, val: Rows, *, steps: int = 1000, batch_size: int = 256, lr: float = LEARNING_RATE, seed: int = 0,
                validations: int = 20, name: str = "training", run: Run | None = None, seconds: float = math.inf,
-               work: float = 1.0) -> list[dict]:
+               work: float = 1.0, common: bool = False) -> list[dict]:
     """Train `flow` by maximum likelihood and leave it in eval mode with the weights that were best on the validation rows.
 
     Adam from `lr` to a tenth of it. Validation NLL is taken `validations` times and, with the batch NLL, recorded in the list returned:
-    `{"step", "train_nll", "val_nll"}`, both in nats per row."""
+    `{"step", "train_nll", "val_nll"}`, both in nats per row. `name`, `run`, `seconds`, `work` and `common` are the `Loop`'s."""
     if validations < 1:
         raise ValueError(f"validations must be at least 1, got {validations}: they decide which weights are kept")
     optimizer = adam(list(flow.parameters()), lr)
-    loop = Loop(name, steps, flow, [optimizer], run, seconds, work)
+    loop = Loop(name, steps, flow, [optimizer], run, seconds, work, common)
     batches, every = Batches(len(train), batch_size, seed), max(1, steps // validations)
 
     def validate():
