@@ -53,6 +53,7 @@ class Dataset:
     source: str      # authors, title, where
     licence: str
     bundled: bool = False
+    test_rows: int = 0  # so many rows at the end are the test rows of the literature; 0: whoever uses the set splits it
 
 # %% ../nbs/01_data.ipynb #96399b71
 DATASETS: dict[str, Dataset] = {
@@ -67,15 +68,21 @@ DATASETS: dict[str, Dataset] = {
         "complete, target included; the columns are shifted and scaled by the mirror it was taken from",
         "Rana (2013), UCI 265", "CC BY 4.0"),
     "power": Dataset(
-        "Individual household electric power consumption, by minute", "power/power_minutes.npz",
+        "Individual household electric power consumption, by minute", "power_minutes.npz",
         "0d75635e3daf84e281068c6fbda5cdd2f23eced41efc81afa48ebfd89503436a", 56219, 6,
         "56,219 of 2,049,280 complete rows, mostly one winter month (MAF's six columns, without its noise): not the full POWER set",
-        "Hebrail, Berard (2012), UCI 235", "CC BY 4.0"),
+        "Hebrail, Berard (2012), UCI 235", "CC BY 4.0", True),
     "miniboone": Dataset(
         "MiniBooNE particle identification, as MAF prepares it", "miniboone/miniboone_maf_subset.npz",
         "922e6e6919e5ba6fad740537f54889cf2dcbcf64ae83bb6c24bccb54009022d1", 8455, 43,
         "1,523 of MAF's 29,556 training rows, then its 3,284 validation rows, then its 3,648 test rows: not the full MINIBOONE set",
-        "Roe (2005), UCI 199; preparation of Papamakarios et al. (2017)", "CC BY 4.0"),
+        "Roe (2005), UCI 199; preparation of Papamakarios et al. (2017)", "CC BY 4.0", test_rows=3648),
+    "bsds300": Dataset(
+        "BSDS300, natural image patches of 8 x 8 pixels, as MAF prepares them", "bsds300/bsds300_gray_patches8x8.npz",
+        "56ebded6667018a2a13a715bc8cddd909775aef22feb3905f627e4abc5d9d6fd", 205000, 63,
+        "165,000 patches of the 200 training images and 40,000 of the 100 test images: another draw of patches than MAF's 1,300,000",
+        "Martin, Fowlkes, Tal, Malik (2001), The Berkeley Segmentation Dataset", "non-commercial research: load from outside only",
+        test_rows=40000),
     "higgs": Dataset(
         "HIGGS, simulated collisions", "tabular/higgs_small_valtest.npz",
         "4f1a38a84e500782a753009ac6a458fba6aaa0d6af6ec578fcb3578fb2679836", 35298, 24,
@@ -121,6 +128,12 @@ def _power_columns(minutes: np.ndarray, epoch_s: np.ndarray) -> tuple[np.ndarray
     return np.column_stack([X, minute]), names
 
 # %% ../nbs/01_data.ipynb #c29e1392
+def _patches(pixels: np.ndarray) -> np.ndarray:
+    "MAF's 63 columns of (rows, 64) grey levels 0..255: noise (seed 0), to [0, 1], less the patch's mean, without the last pixel."
+    x = (pixels + np.random.default_rng(0).random(pixels.shape)) / 256
+    return (x - x.mean(1, keepdims=True))[:, :-1]
+
+
 def _arrays_of(name: str, z: Mapping[str, np.ndarray]) -> tuple[np.ndarray, tuple[str, ...]]:
     "The table of a data set from the arrays of its file."
     if name == "power":
@@ -128,6 +141,9 @@ def _arrays_of(name: str, z: Mapping[str, np.ndarray]) -> tuple[np.ndarray, tupl
     if name == "miniboone":
         X = np.concatenate([z["train_head_std"], z["val"], z["test"]])
         return X, tuple(f"x{j}" for j in range(X.shape[1]))
+    if name == "bsds300":
+        X = _patches(np.concatenate([z["train"], z["val"], z["test"]]))
+        return X, tuple(f"pixel {j // 8}, {j % 8}" for j in range(X.shape[1]))
     X, columns = z["X"], tuple(str(c) for c in z["columns"])
     if name == "higgs":
         keep = [j for j in range(X.shape[1]) if len(np.unique(X[:, j])) > 10]

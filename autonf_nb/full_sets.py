@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'ARCHIVE', 'ARCHIVE_MD5', 'FULL_SETS', 'fetch', 'Parts', 'prepare_power', 'prepare_gas', 'prepare_hepmass',
-           'prepare_miniboone', 'data_folder', 'FullSet', 'full_set']
+           'prepare_miniboone', 'data_folder', 'FullSet', 'is_prepared', 'full_set']
 
 # %% ../nbs/01b_full_sets.ipynb #34ff17fb
 import hashlib
@@ -218,6 +218,15 @@ def _check_size(name: str, parts: Parts) -> None:
                         "its preparation does not fit this archive.")
 
 
+def _prepared_files(name: str) -> list[Path]:
+    return [data_folder()/"maf"/f"{name}_{part}.npy" for part in Parts._fields]
+
+
+def is_prepared(name: str) -> bool:
+    "Has this set been fetched and prepared before?"
+    return all(path.exists() for path in _prepared_files(name))
+
+
 def full_set(
     name: str,  # a key of `FULL_SETS`
     progress: bool = True,
@@ -227,9 +236,8 @@ def full_set(
     Raises `DataError` where it cannot be fetched. Sizes of the parts: Durkan et al. (2019), Neural Spline Flows."""
     if name not in FULL_SETS:
         raise DataError(f"there is no full data set {name!r}: choose one of {', '.join(FULL_SETS)}")
-    info, folder = FULL_SETS[name], data_folder()/"maf"
-    ready = [folder/f"{name}_{part}.npy" for part in Parts._fields]
-    if not all(path.exists() for path in ready):
+    info, folder, ready = FULL_SETS[name], data_folder()/"maf", _prepared_files(name)
+    if not is_prepared(name):
         archive = fetch(ARCHIVE, folder/"data.tar.gz", ARCHIVE_MD5, progress=progress)
         extracted = _extract(archive, info.files, folder)
         try:
