@@ -23,9 +23,41 @@ from .candidates import Candidate, _whole, get_candidate
 from .transforms.autoregressive import MADE, Autoregressive
 
 # %% auto #0
-__all__ = ['COST_MODELS', 'DIRECTIONS', 'PAPER_LAYER_COSTS', 'Operations', 'count_operations', 'OperationCounter',
-           'measured_operations', 'TextbookAutoregressive', 'as_in_textbooks', 'relative_time', 'layer_cost',
-           'architecture_cost']
+__all__ = ['PAPER_TABLE_1', 'COST_MODELS', 'DIRECTIONS', 'PAPER_LAYER_COSTS', 'PaperRow', 'Operations', 'count_operations',
+           'OperationCounter', 'measured_operations', 'TextbookAutoregressive', 'as_in_textbooks', 'relative_time',
+           'layer_cost', 'architecture_cost']
+
+# %% ../nbs/04_cost.ipynb #2b072deb
+class PaperRow(NamedTuple):
+    "A row of the paper's Table 1, as printed; FOM 2 in per cent."
+
+    dataset: str
+    cost_type: str
+    lam: float
+    model: str
+    fom1: float
+    density: float
+    cost: float
+    fom2: float
+
+
+PAPER_TABLE_1: tuple[PaperRow, ...] = tuple(PaperRow(*row) for row in (
+    ("POWER", "forward", 0.7, "RQ-AF", 8.808, 0.998, 13.31, 696.5), ("POWER", "forward", 0.7, "MAF", 5.842, 0.974, 8.66, 419.4),
+    ("POWER", "forward", 0.7, "AutoNF", 1.085, 0.967, 1.66, 0), ("POWER", "inverse", 0.7, "RQ-C", 5.05, 0.971, 10.92, 192.1),
+    ("POWER", "inverse", 0.7, "RealNVP", 3.97, 0.893, 8.00, 121.9), ("POWER", "inverse", 0.7, "AutoNF", 1.58, 0.965, 3.73, 0),
+    ("GAS", "forward", 1, "RQ-AF", 2.632, 0.755, 13.31, 305.9), ("GAS", "forward", 1, "MAF", -0.21, 0.588, 8.66, 183.1),
+    ("GAS", "forward", 1, "AutoNF", -6.195, 0.608, 33.10, 0), ("GAS", "inverse", 1, "RQ-C", 0.13, 0.769, 10.92, 242.1),
+    ("GAS", "inverse", 1, "RealNVP", -0.55, 0.556, 8.00, 178.9), ("GAS", "inverse", 1, "AutoNF", -5.73, 0.487, 2.73, 0),
+    ("HEPMASS", "forward", 0.5, "RQ-AF", 23.265, 0.941, 13.31, 324.3), ("HEPMASS", "forward", 0.5, "MAF", 22.66, 0.923, 8.00, 155.1),
+    ("HEPMASS", "forward", 0.5, "AutoNF", 19.13, 0.896, 3.10, 0), ("HEPMASS", "inverse", 0.3, "RQ-C", 21.716, 0.906, 10.92, 354.5),
+    ("HEPMASS", "inverse", 0.3, "RealNVP", 22.95, 0.848, 8.00, 237.7), ("HEPMASS", "inverse", 0.3, "AutoNF", 21.138, 0.837, 2.36, 0),
+    ("MINIBOONE", "forward", 1, "RQ-AF", 24.09, 0.824, 13.31, 147.3), ("MINIBOONE", "forward", 1, "MAF", 20.11, 0.797, 8.66, 65.7),
+    ("MINIBOONE", "forward", 1, "AutoNF", 16.313, 0.867, 5.49, 0), ("MINIBOONE", "inverse", 1, "RQ-C", 22.12, 0.776, 10.92, 125.7),
+    ("MINIBOONE", "inverse", 1, "RealNVP", 21.05, 0.802, 8.00, 60.5), ("MINIBOONE", "inverse", 1, "AutoNF", 16.97, 0.738, 4.73, 0),
+    ("BSDS300", "forward", 10, "RQ-AF", -20.72, 0.924, 13.31, 305.5), ("BSDS300", "forward", 10, "MAF", -67.86, 1.006, 8.66, 144.5),
+    ("BSDS300", "forward", 10, "AutoNF", -121.4, 0.746, 3.10, 0), ("BSDS300", "inverse", 10, "RQ-C", -43.45, 0.861, 10.92, 154.4),
+    ("BSDS300", "inverse", 10, "RealNVP", -69.66, 0.878, 8.00, 85.5), ("BSDS300", "inverse", 10, "AutoNF", -100.05, 0.896, 4.36, 0),
+))
 
 # %% ../nbs/04_cost.ipynb #64cf654e
 COST_MODELS = ("paper", "flops", "params", "latency")

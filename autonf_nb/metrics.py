@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Sequence
 
 import numpy as np
@@ -14,8 +15,8 @@ from scipy import stats
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['nll_with_error', 'fom1', 'fom2', 'density_coverage', 'Calibration', 'calibration', 'pareto_front', 'hypervolume',
-           'Baseline', 'gaussian_nll', 'gaussian_mixture_nll']
+__all__ = ['nll_with_error', 'fom1', 'fom2', 'density_coverage', 'Calibration', 'calibration', 'pareto_front', 'best_lambdas',
+           'hypervolume', 'Baseline', 'gaussian_nll', 'gaussian_mixture_nll']
 
 # %% ../nbs/07_metrics.ipynb #6ac1cfd2
 def _as_vector(values, name: str) -> np.ndarray:
@@ -141,6 +142,25 @@ def pareto_front(
             best = nll[i]
             front.append(int(i))
     return np.array(front, dtype=int)
+
+# %% ../nbs/07_metrics.ipynb #d4124f23
+def best_lambdas(
+    nll: Sequence[float] | np.ndarray,  # (models,) lower is better
+    cost: Sequence[float] | np.ndarray,  # (models,) lower is better
+) -> dict[int, tuple[float, float]]:
+    "Index of each model that has the lowest FOM 1 for some lambda -> the lowest and highest such lambda; cheapest model first."
+    nll, cost = _as_vector(nll, "nll"), _as_vector(cost, "cost")
+
+    def rate(i: int, j: int) -> float:
+        return float((nll[i] - nll[j]) / (cost[j] - cost[i]))
+
+    corners: list[int] = []
+    for i in pareto_front(nll, cost).tolist():
+        while len(corners) > 1 and rate(corners[-1], i) >= rate(corners[-2], corners[-1]):
+            corners.pop()
+        corners.append(i)
+    rates = [float("inf"), *(rate(i, j) for i, j in pairwise(corners)), 0.0]
+    return {i: (low, high) for i, low, high in zip(corners, rates[1:], rates)}
 
 # %% ../nbs/07_metrics.ipynb #379725be
 def hypervolume(
