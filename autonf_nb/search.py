@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Objective', 'RECIPES', 'ENDS', 'FINALISTS', 'SLACK', 'IN_COMMON', 'Recipe', 'snapshot', 'descend', 'path_nll',
-           'alternatives', 'Block', 'search_block', 'through', 'SearchResult', 'Settings', 'Prefix', 'cells',
-           'stretched', 'tree_work', 'work_ahead', 'from_scratch', 'is_stack', 'run_heats', 'length_between',
-           'open_folders', 'settle_prices', 'pick_device', 'rows_on', 'search_flow']
+           'alternatives', 'Block', 'search_block', 'through', 'SearchResult', 'flow_of', 'Settings', 'Prefix',
+           'prefix_of', 'cells', 'stretched', 'tree_work', 'work_ahead', 'from_scratch', 'is_stack', 'run_heats',
+           'length_between', 'open_folders', 'settle_prices', 'pick_device', 'rows_on', 'search_flow']
 
 # %% ../nbs/09_blockwise_search.ipynb #24fb6e40
 import copy
@@ -78,20 +78,26 @@ def descend(superflow: nn.Module, recipe: Recipe, train: Rows, val: Rows, *, lam
             begin: str | None = None) -> list[dict]:
     """Alternate a theta step on training rows and an alpha step on validation rows (Algorithm 1), in place.
 
-    Returns records of the weights, 20 or more along the way. The warm-up knows neither lambda nor cost: under the name `begin` it is left
-    to other searches that share the run's folder, and taken from there."""
+    Returns records of the weights, 20 or more along the way, with theta's loss, less the cost, on 1,024 validation rows. The warm-up knows
+    neither lambda nor cost: under the name `begin` it is left to other searches that share the run's folder, and taken from there."""
     theta, alpha = adam(superflow.theta(), recipe.theta_lr), adam(_arch_parameters(superflow), recipe.alpha_lr)
     theta_objective, alpha_objective = recipe.theta(superflow, lam), recipe.alpha(superflow, lam)
+    free_objective = recipe.theta(superflow, 0.0)
     loop = Loop(name, steps, superflow, [theta, alpha], run, seconds, work, begin=begin)
     train_batches, val_batches = Batches(len(train), batch_size, seed), Batches(len(val), batch_size, seed + 1)
-    every, was_warm = max(1, steps // 40), False
+    every, was_warm, judges = max(1, steps // 40), False, val[:1024]
+
+    @torch.no_grad()
+    def val_nll(warm: bool) -> float:
+        return float(free_objective(_log_probs(superflow, judges), warm))
+
     for step in loop:
         warm = loop.fraction < recipe.warm_up
         if was_warm and not warm:
             loop.leave_begin()
         was_warm = warm
         if step % every == 0:
-            loop.record(phase="warm-up" if warm else "search", **snapshot(superflow))
+            loop.record(phase="warm-up" if warm else "search", val_nll=val_nll(warm), **snapshot(superflow))
         set_lr(theta, cosine(loop.fraction, recipe.theta_lr))
         loss = theta_objective(_log_probs(superflow, train[train_batches(step)]), warm)
         loop.losses.append(step_theta(loss, theta, what="the superflow"))
@@ -101,7 +107,7 @@ def descend(superflow: nn.Module, recipe: Recipe, train: Rows, val: Rows, *, lam
             alpha.zero_grad(set_to_none=True)
             alpha_objective(log_probs).backward()
             alpha.step()
-    loop.record(phase="search", **snapshot(superflow))
+    loop.record(phase="search", val_nll=val_nll(warm=False), **snapshot(superflow))
     return loop.records
 
 # %% ../nbs/09_blockwise_search.ipynb #49b5b92a
@@ -213,7 +219,7 @@ class SearchResult:
     stages: dict[str, float] = field(default_factory=dict)
 
 
-def _flow(layers: list[nn.Module], rows: Rows) -> Flow:
+def flow_of(layers: list[nn.Module], rows: Rows) -> Flow:
     return Flow(CompositeTransform(layers), rows.x.shape[1]).to(rows.x)
 
 # %% ../nbs/09_blockwise_search.ipynb #a8cda318
@@ -272,8 +278,8 @@ def _cost(s: Settings, architecture: Architecture, rows: Rows) -> float:
                              context_features=context_features)
 
 
-def _prefix(s: Settings, architecture: Architecture, layers: list[nn.Module], val: Rows, **how) -> Prefix:
-    nll, cost = mean_nll(_flow(layers, val), val), _cost(s, architecture, val)
+def prefix_of(s: Settings, architecture: Architecture, layers: list[nn.Module], val: Rows, **how) -> Prefix:
+    nll, cost = mean_nll(flow_of(layers, val), val), _cost(s, architecture, val)
     return Prefix(architecture, layers, nll, cost, fom1(nll, cost, s.lam), **how)
 
 # %% ../nbs/09_blockwise_search.ipynb #649ed8d7
@@ -329,7 +335,7 @@ def _train(s: Settings, layers: list[nn.Module], train: Rows, val: Rows, run: Ru
            common: bool) -> dict:
     "Train these layers as one flow, in place; the records as columns. `common`: another search would train them in the same way."
     validations = max(1, 20 * steps // s.steps)  # a heat has as few for its steps as a full training
-    return _columns(train_flow(_flow(layers, train), train, val, steps=steps, batch_size=s.batch_size, seed=s.seed,
+    return _columns(train_flow(flow_of(layers, train), train, val, steps=steps, batch_size=s.batch_size, seed=s.seed,
                                validations=validations, name=name, run=run, seconds=seconds, work=len(layers), common=common))
 
 
@@ -343,7 +349,7 @@ def from_scratch(s: Settings, architecture: Architecture, train: Rows, val: Rows
     with seeded(s.seed):
         layers = list(architecture.build(train.x.shape[1], context_features, s.hidden_features).to(train.x)._transforms)
     training = _train(s, layers, train, val, run, name=f"train {architecture}, {steps} steps", steps=steps, seconds=seconds, common=True)
-    return _prefix(s, architecture, layers, val, steps=steps, training=training)
+    return prefix_of(s, architecture, layers, val, steps=steps, training=training)
 
 # %% ../nbs/09_blockwise_search.ipynb #fef801bf
 SLACK = 0.5  # nats by which an untried rival may beat the best NLL of the heats
@@ -410,7 +416,7 @@ def _race(s: Settings, block: dict, train: Rows, val: Rows, run: Run, seconds: f
     share = seconds / 2 / FINALISTS
     ranked = sorted(sum(heats, []), key=_fom1)
     finals = [from_scratch(s, a, train, val, run, seconds=share) for a in _finalists(ranked)]
-    return sorted([*finals, _prefix(s, Architecture(()), [], val)], key=_fom1) + ranked
+    return sorted([*finals, prefix_of(s, Architecture(()), [], val)], key=_fom1) + ranked
 
 # %% ../nbs/09_blockwise_search.ipynb #b776251a
 def _search_next(s: Settings, b: int, size: int, stem: Prefix, train: Rows, val: Rows, run: Run, seconds: float) -> Block:
@@ -425,11 +431,11 @@ def _search_next(s: Settings, b: int, size: int, stem: Prefix, train: Rows, val:
 
 def _grow_as_printed(s: Settings, train: Rows, val: Rows, run: Run) -> tuple[list[Prefix], list[dict]]:
     "Append the winner of each block as it is. Returns the flow found, in a list as `_grow_by_race` does, and the blocks' histories."
-    found, blocks = _prefix(s, Architecture(()), [], val), []
+    found, blocks = prefix_of(s, Architecture(()), [], val), []
     for b, size in enumerate(s.block_sizes):
         block = _search_next(s, b, size, found, train, val, run, 0.6 * run.seconds_left / (len(s.block_sizes) - b))
         blocks.append(block.history)
-        found = _prefix(s, Architecture(found.architecture + block.architecture), [*found.layers, block.layers], val)
+        found = prefix_of(s, Architecture(found.architecture + block.architecture), [*found.layers, block.layers], val)
     return [replace(found, inherited_nll=found.nll)], blocks
 
 
@@ -442,7 +448,7 @@ def length_between(s: Settings, best: Architecture) -> Architecture | None:
 
 def _grow_by_race(s: Settings, train: Rows, val: Rows, run: Run) -> tuple[list[Prefix], list[dict]]:
     "Search a block, race its cells, try the winner at another length. Returns the flows tried, the best first, and the block's history."
-    total, empty = run.seconds_left, _prefix(s, Architecture(()), [], val)
+    total, empty = run.seconds_left, prefix_of(s, Architecture(()), [], val)
     block = _search_next(s, 0, s.block_sizes[0], empty, train, val, run, 0.15 * total).history
     rivals = _race(s, block, train, val, run, 0.6 * total)
     if challenger := length_between(s, rivals[0].architecture):
@@ -456,15 +462,15 @@ def _grow_by_race(s: Settings, train: Rows, val: Rows, run: Run) -> tuple[list[P
 def _finish(s: Settings, found: Prefix, train: Rows, val: Rows, run: Run) -> tuple[Flow, dict, dict]:
     "The flow to hand over, the three NLLs on the validation rows, and the history of its training."
     if not found.architecture:
-        return _flow([], val).eval(), {}, {}
+        return flow_of([], val).eval(), {}, {}
     retrained = found if found.steps else from_scratch(s, found.architecture, train, val, run, seconds=run.seconds_left / 2)
     layers = copy.deepcopy(found.layers)
     training = _train(s, layers, train, val, run, name=f"fine-tune {found.architecture}", steps=s.steps, seconds=run.seconds_left,
                       common=found.steps > 0)  # weights that a superflow left behind are this search's own
-    tuned = _prefix(s, found.architecture, layers, val, steps=s.steps, training=training)
+    tuned = prefix_of(s, found.architecture, layers, val, steps=s.steps, training=training)
     figures = {"inherited": found.inherited_nll, "fine_tuned": tuned.nll, "retrained": retrained.nll}
     best = min(tuned, retrained, key=lambda p: p.nll)
-    return _flow(best.layers, val).eval(), figures, best.training
+    return flow_of(best.layers, val).eval(), figures, best.training
 
 # %% ../nbs/09_blockwise_search.ipynb #28cd849c
 def _identity(s: Settings, train: Rows, val: Rows) -> dict:
