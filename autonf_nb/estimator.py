@@ -6,7 +6,8 @@
 __all__ = ['MASKS', 'ENGINES', 'FORMAT', 'FORMAT_VERSION', 'WEIGHTS', 'CONFIG', 'Units', 'fit_units', 'fit_context_units',
            'check_parameters', 'check_batch_size', 'Prepared', 'as_rows', 'column_names', 'prepare', 'leaves',
            'build_flow', 'layer_numbers', 'canonical', 'FlowFolderError', 'config_checksum', 'write_files',
-           'config_text', 'write_flow', 'read_flow', 'check_checkpoint', 'Fitting', 'Density', 'Saving', 'AutoNF']
+           'config_text', 'write_flow', 'read_flow', 'check_front', 'check_checkpoint', 'Fitting', 'Density', 'Saving',
+           'AutoNF']
 
 # %% ../nbs/11_estimator.ipynb #a4093738
 import copy
@@ -27,7 +28,7 @@ from nflows.transforms import CompositeTransform, IdentityTransform
 from nflows.transforms.base import Transform
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensors_to_bytes
-from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.base import BaseEstimator, DensityMixin, clone
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
@@ -37,6 +38,7 @@ from .cost import DIRECTIONS, layer_cost
 from .data import (Bounds, DataError, Standardizer, check_context, check_table, dequantize, quanta, split_rows,
                             tied_columns, ties_warning)
 from .flow import Flow
+from .front import Front, search_front
 from .search import RECIPES, pick_device, search_flow
 from .training import Rows, row_log_prob, seeded
 
@@ -368,6 +370,14 @@ def read_flow(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, load_tensors(weights)
 
 # %% ../nbs/11_estimator.ipynb #8a986d5c
+def check_front(est: "AutoNF") -> None:
+    "A front is searched in full, by the default recipe, over flows of different lengths: ValueError for options that rule this out."
+    if est.max_seconds is not None or est.strategy != "op2":
+        raise ValueError("a front is searched in full by the default recipe: leave max_seconds and strategy at their defaults.")
+    if "NULL" not in est.candidates:
+        raise ValueError("a front needs flows of different lengths: add NULL to the candidates.")
+
+
 def check_checkpoint(folder: Path) -> None:
     "A search clears its checkpoint folder when it starts: refuse one that holds anything else."
     try:
@@ -411,6 +421,33 @@ class Fitting:
             seed=int(self.seed), device=str(self.device), checkpoint=checkpoint, resume=resume, progress=bool(self.verbose))
         self._keep(prepared, result)
         return self
+
+    def fit_front(self, X: Any, *, context: Any = None, X_val: Any = None, context_val: Any = None,
+                  checkpoint: str | os.PathLike | None = None, resume: bool = False) -> list["AutoNF"]:
+        """The flows of the Pareto front of NLL and cost, for every lambda at once: fitted estimators, cheapest first.
+
+        Each has `lams_`, the (lowest, highest) lambda for which it is the best, None if there is none. This estimator stays as it is;
+        its `lam` is not used. Arguments and errors as for `fit`; ValueError for `max_seconds` or another strategy than "op2"."""
+        check_front(self)
+        prepared = self.prepare(X, context=context, X_val=X_val, context_val=context_val)
+        return self.fit_front_prepared(prepared, checkpoint=checkpoint, resume=resume)[0]
+
+    def fit_front_prepared(self, prepared: Prepared, *, checkpoint: str | os.PathLike | None = None,
+                           resume: bool = False) -> tuple[list["AutoNF"], Front]:
+        "The second half of `fit_front`, which also returns what `search_front` does."
+        check_front(self)
+        if checkpoint is not None:
+            check_checkpoint(Path(checkpoint))
+        front = search_front(prepared.train.x, prepared.val.x, context_train=prepared.train.context, context_val=prepared.val.context,
+                             candidates=tuple(self.candidates), n_layers=int(self.n_layers), block_size=self.block_size,
+                             cost=_jsonable(self.cost), direction=self.direction, hidden_features=int(self.hidden_features),
+                             batch_size=int(self.batch_size), steps=self.steps, seed=int(self.seed), device=str(self.device),
+                             checkpoint=checkpoint, resume=resume, progress=bool(self.verbose))
+        fitted = [clone(self) for _ in front.flows]
+        for est, result, lams in zip(fitted, front.flows, front.lams):
+            est._keep(prepared, result)
+            est.lams_ = lams
+        return fitted, front
 
     def _keep(self, prepared: Prepared, result: Any) -> None:
         "Put what was learnt into attributes; only now, so that a fit that fails leaves the estimator as it was."

@@ -31,9 +31,9 @@ from .training import Rows, Run, one_thread, row_log_prob
 # %% auto #0
 __all__ = ['STAND_INS', 'SAMPLES', 'TASKS', 'DIRECTION', 'PAPER_CASES', 'CASES', 'LAYERS', 'DEPTHS', 'PRESETS', 'FIGURE2_LAMBDAS',
            'SERIES', 'METHODS', 'BenchmarkData', 'benchmark_data', 'figures_on_test', 'flow_task', 'search_task',
-           'front_task', 'run_task', 'Preset', 'table1_tasks', 'table1_rows', 'Verdict', 'verdicts', 'table1',
-           'found_in_words', 'table1_markdown', 'random_architectures', 'figure2_tasks', 'figure2_rows', 'figure2',
-           'draw_figure2', 'binary_task', 'figure3', 'draw_figure3', 'figure3_markdown']
+           'front_task', 'run_task', 'Preset', 'table1_tasks', 'table1_rows', 'Verdict', 'verdicts',
+           'verdicts_markdown', 'table1', 'found_in_words', 'table1_markdown', 'random_architectures', 'figure2_tasks',
+           'figure2_rows', 'figure2', 'draw_figure2', 'binary_task', 'figure3', 'draw_figure3', 'figure3_markdown']
 
 # %% ../nbs/12_experiments.ipynb #f2088334
 STAND_INS = {"POWER": "power", "GAS": "gas_turbine", "HEPMASS": "higgs", "MINIBOONE": "miniboone", "BSDS300": "bsds300"}
@@ -111,7 +111,7 @@ def search_task(dataset: str, seed: int, steps: int, work: str, lam: float, cost
     data = benchmark_data(dataset, seed)
     shared = _shared(work, dataset, seed, steps, data)
     found = search_flow(data.train.x, data.val.x, lam=lam, cost=cost, direction=direction, steps=steps, seed=seed, shared=shared,
-                        progress=False)
+                        device=str(data.train.x.device), progress=False)
     tuning = found.stages.get(f"fine-tune {found.architecture}", 0.0)
     seconds = {"search_seconds": sum(found.stages.values()) - tuning, "train_seconds": tuning}
     delivered = {"delivered_nll": nll_with_error(row_log_prob(found.flow, data.test))[0]}
@@ -121,7 +121,8 @@ def search_task(dataset: str, seed: int, steps: int, work: str, lam: float, cost
 def front_task(dataset: str, seed: int, steps: int, work: str) -> dict[str, Any]:
     "The search without lambda, costs by operations in the density direction: the flows on the front."
     data = benchmark_data(dataset, seed)
-    found = search_front(data.train.x, data.val.x, steps=steps, seed=seed, shared=_shared(work, dataset, seed, steps, data), progress=False)
+    found = search_front(data.train.x, data.val.x, steps=steps, seed=seed, shared=_shared(work, dataset, seed, steps, data),
+                         device=str(data.train.x.device), progress=False)
     flows = [{"architecture": list(r.architecture), "val_nll": r.nll_val, **figures_on_test(r.flow, data, seed)} for r in found.flows]
     return {"flows": flows, "search_seconds": sum(found.stages.values()), "data": data.note}
 
@@ -251,6 +252,16 @@ def verdicts(rows: Iterable[Mapping]) -> list[Verdict]:
         error = statistics.fmean(r["nll_2se"] for r in models["AutoNF"])
         out.append(Verdict(*case, len(models["AutoNF"]), mean["AutoNF"], eight, mean["best stack"], error))
     return out
+
+# %% ../nbs/12_experiments.ipynb #32a4062a
+def verdicts_markdown(rows: Iterable[Mapping]) -> str:
+    "What became of the claim, case by case."
+    lines = ["| data | direction, lambda | cost | AutoNF, FOM 1 | best stack of 8 | best of any depth | gap to it | two s.e. | holds |",
+             "|---|---|---|---|---|---|---|---|---|"]
+    for v in verdicts(rows):
+        figures = f"{v.fom1:.2f} | {v.best_of_eight:.2f} | {v.best_stack:.2f} | {v.gap:+.2f} | {v.nll_2se:.2f}".replace("-", "−")
+        lines.append(f"| {v.dataset} | {v.direction}, {v.lam:g} | {v.cost_model} | {figures} | {'yes' if v.holds else 'no'} |")
+    return "\n".join(lines)
 
 # %% ../nbs/12_experiments.ipynb #da2244f9
 def table1(preset: Preset, folder: Path, *, jobs: int = 1, progress: bool = True) -> list[dict]:

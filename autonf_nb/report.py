@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +23,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from .candidates import CANDIDATES
-from .metrics import fom1, pareto_front
+from .metrics import best_lambdas, fom1, pareto_front
 
 # %% auto #0
 __all__ = ['REQUIRED', 'LIGHT', 'DARK', 'STYLE', 'number', 'with_error', 'duration', 'arrow', 'brief', 'verdict', 'Theme',
            'Picture', 'picture', 'draw_models', 'tried_groups', 'draw_tradeoff', 'block_weights', 'draw_weights',
            'draw_losses', 'draw_search_losses', 'ks_distance', 'draw_marginals', 'pick_pair', 'draw_pair', 'table',
-           'facts', 'section', 'bullets', 'usage_code', 'metrics_of', 'page', 'write_report']
+           'facts', 'section', 'bullets', 'lambda_words', 'front_table', 'usage_code', 'metrics_of', 'document', 'page',
+           'write_report', 'draw_front', 'write_front']
 
 # %% ../nbs/11b_report.ipynb #23a74c79
 def number(x: float | None, digits: int = 3) -> str:
@@ -565,17 +566,57 @@ def _tried(summary: dict) -> str:
     return "".join(parts)
 
 
-def _front(summary: dict) -> str:
-    "What a unit of cost buys from step to step along the Pareto front of the flow found and the stacks."
-    priced = [m for m in summary["models"] if m.get("kind") in ("found", "stack") and m.get("cost") is not None]
-    best = [priced[i] for i in pareto_front([m["nll"] for m in priced], [m["cost"] for m in priced])]
-    if len(best) < 2:
+def lambda_words(lams: tuple[float, float] | None) -> str:
+    "The lambdas for which a flow is the best, for a reader."
+    if lams is None:
+        return "none"
+    low, high = lams
+    return f"above {number(low)}" if high == math.inf else f"below {number(high)}" if low == 0 else f"{number(low)} to {number(high)}"
+
+
+def front_table(flows: Sequence[dict], nll: str = "val_nll", found: Sequence[str] = ()) -> str:
+    """What each step along the Pareto front buys, as an HTML table; "" for fewer than two flows.
+
+    `flows`: dicts with architecture, cost, the NLL under the key `nll`, and other_cost (in the other direction) where it is known."""
+    front = [flows[i] for i in pareto_front([p[nll] for p in flows], [p["cost"] for p in flows])]
+    if len(front) < 2:
         return ""
-    rows = [[b["name"], number(b["cost"], 2), number(b["nll"]), number((a["nll"] - b["nll"]) / (b["cost"] - a["cost"]))]
-            for a, b in zip(best, best[1:])]
-    start = f"Each row against the one before it, the first against {best[0]['name']} (cost {number(best[0]['cost'], 2)})."
-    heads = ["up to", "cost", "NLL", "nats per unit of cost"]
-    return f"<h3>What a step along the front buys</h3><p>{escape(start)}</p>" + table(heads, rows)
+    lams = best_lambdas([p[nll] for p in front], [p["cost"] for p in front])
+    buys = ["–", *(number((a[nll] - b[nll]) / (b["cost"] - a["cost"]), 2) for a, b in pairwise(front))]
+    rows = [[brief(p["architecture"]), number(p["cost"], 2), number(p.get("other_cost"), 2), number(p[nll]), buy, lambda_words(lams.get(i))]
+            for i, (p, buy) in enumerate(zip(front, buys))]
+    mark = next((i for i, p in enumerate(front) if found and list(p["architecture"]) == list(found)), None)
+    return table(["flow", "cost", "in the other direction", "NLL", "nats a unit of cost buys", "best for λ"], rows, mark)
+
+
+def _other_choice(flows: Sequence[dict], lam: float, direction: str) -> str:
+    "What would be taken if the cost of the other direction counted."
+    other = "sampling" if direction == "density" else "density"
+    priced = [p for p in flows if p.get("other_cost") is not None]
+    if len(priced) < 2:
+        return ""
+    here = min(priced, key=lambda p: fom1(p["val_nll"], p["cost"], lam))
+    there = min(priced, key=lambda p: fom1(p["val_nll"], p["other_cost"], lam))
+    if here is there:
+        return f"If the cost of the {other} direction counted, the same flow would be taken."
+    return (f"If the cost of the {other} direction counted, {brief(there['architecture'])} would be taken: "
+            f"it costs {number(there['other_cost'], 2)} there, where {brief(here['architecture'])} costs {number(here['other_cost'], 2)}, "
+            f"and has an NLL of {number(there['val_nll'])}.")
+
+
+def _front(summary: dict) -> str:
+    "Which flow at which price: the Pareto front of the flows that were trained in full, and what the other direction would change."
+    prices = (summary["flow"].get("prices") or {})
+    flows = [p | {"other_cost": sum(prices[n] for n in p["architecture"])} if prices else p
+             for p in tried_groups(summary.get("history") or {})[0][1]]
+    listed = front_table(flows, found=summary["flow"]["architecture"])
+    if not listed:
+        return ""
+    text = ("The flows that were trained in full and that no other beats in both, cheapest first, on the validation rows. Between two rows "
+            "lies a rate of exchange: who values a unit of cost at less than it buys goes on to the next. autonf pareto searches the whole "
+            "front.")
+    changed = _other_choice(flows, summary["search"].get("lam") or 0.0, summary["search"].get("direction") or "density")
+    return f"<h3>Which flow at which price</h3><p>{escape(text)}</p>" + listed + (f"<p>{escape(changed)}</p>" if changed else "")
 
 
 def _why(summary: dict, blocks: list[str], tradeoff: Picture | None) -> str:
@@ -714,6 +755,15 @@ def _write(path: Path, content: str | bytes) -> None:
     os.replace(part, path)
 
 # %% ../nbs/11b_report.ipynb #94583f14
+def document(title: str, body: str) -> str:
+    "One HTML file that asks for nothing outside itself."
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n"
+    )
+
+
 def page(summary: dict, folder: str = "flow_dir") -> tuple[str, list[Picture]]:
     "The page as HTML, and the pictures in it."
     summary = _checked(summary)
@@ -732,13 +782,8 @@ def page(summary: dict, folder: str = "flow_dir") -> tuple[str, list[Picture]]:
         _headline(summary), _the_flow(summary, names), _how_good(summary, models), _why(summary, told, tradeoff),
         _how_trained(history, losses), _samples(marginals, pair), section("Notes", bullets(summary.get("notes") or [])),
         _use(summary, folder), _data_and_search(summary), _reproduce(summary)])
-    title = escape(f"A flow for {summary['data']['name']}")
-    html = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
-        f"<title>{title}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n"
-    )
-    return html, [p for p in [models, tradeoff, *weights, *losses, *marginals, pair] if p]
+    drawn = [models, tradeoff, *weights, *losses, *marginals, pair]
+    return document(f"A flow for {summary['data']['name']}", body), [p for p in drawn if p]
 
 # %% ../nbs/11b_report.ipynb #2365f5d9
 def write_report(out: Path | str, summary: dict) -> Path:
@@ -747,7 +792,8 @@ def write_report(out: Path | str, summary: dict) -> Path:
     Returns the path of report.html, which needs no other file. `summary` is a dict; all but `samples` is JSON-able:
     data: name, columns, rows {train, val, test}, held_out, log_abs_det (log|dz/dx| of the standardiser), note, source, licence, split,
     context_columns. search: the options (lam, direction, cost, candidates, ...). flow: architecture (data side first), cost, layer_costs,
-    n_parameters, costs {density, sampling}. models: the flow found first, then variants, references and stacks, each with name,
+    n_parameters, costs {density, sampling}, prices {candidate: cost in the other direction}.
+    models: the flow found first, then variants, references and stacks, each with name,
     kind ("found" | "variant" | "reference" | "stack"), nll and nll_2se (nats a row, standardised), nll_data_units, layers, cost, fom1,
     detail. history: `SearchResult.history`. samples: data and flow, (n, D) arrays in data units. pair: two column names.
     warnings, notes: sentences. seconds: stage -> seconds. usage: folder, n_context, commands. command, date, seed, versions, machine.
@@ -764,3 +810,54 @@ def write_report(out: Path | str, summary: dict) -> Path:
     _write(out / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     _write(out / "report.html", html)
     return out / "report.html"
+
+# %% ../nbs/11b_report.ipynb #55a1d1e4
+def draw_front(flows: Sequence[dict], tried: Sequence[dict]) -> Picture:
+    "NLL against cost on the validation rows: all that was trained in full, and the front."
+    longest = max((p["steps"] for p in tried), default=0)
+    others = [(p["cost"], p["val_nll"]) for p in tried if p["steps"] == longest and p["architecture"]]
+
+    def draw(fig: Figure, theme: Theme) -> None:
+        ax = fig.subplots()
+        if others:
+            ax.plot(*zip(*others), "x", color=theme.palette[6], ms=5, label="trained in full")
+        ax.plot([p["cost"] for p in flows], [p["val_nll"] for p in flows], "o-", drawstyle="steps-post", color=theme.accent, ms=5,
+                label="the front")
+        low = min(p["val_nll"] for p in flows)
+        ax.set_ylim(low - 0.3, sorted(p["val_nll"] for p in flows)[-2 if len(flows) > 2 else -1] + 0.5)
+        _dress(ax, theme, "Down and to the left is better", "cost (RealNVP layer = 1)", "NLL, nats a row")
+        _legend(ax, theme)
+
+    alt = "; ".join(f"{brief(p['architecture'])}: cost {number(p['cost'], 2)}, NLL {number(p['val_nll'], 2)}" for p in flows)
+    return picture("front", f"The Pareto front: {alt}", draw, (5.6, 3.6))
+
+
+def _front_rows(flows: Sequence[dict]) -> str:
+    heads = ["flow", "folder", "cost", "in the other direction", "NLL, test rows", "NLL, data units", "best for λ"]
+    rows = [[brief(p["architecture"]), p["folder"], number(p["cost"], 2), number(p.get("other_cost"), 2), with_error(p),
+             number(p["nll_data_units"]), lambda_words(p["lams"])] for p in flows]
+    return table(heads, rows, words=2)
+
+
+def write_front(out: Path | str, summary: dict) -> Path:
+    """Write `report.html`, `front.json` and `figures/front.png` into `out`; returns the page's path.
+
+    `summary`: data, search, seconds, command, date, seed, versions, machine as for `write_report`; flows, cheapest first: architecture,
+    folder, cost, other_cost, val_nll, nll, nll_2se, nll_data_units, lams; tried: `Front.tried`. OSError where `out` cannot be written."""
+    out, data, flows = Path(out), summary["data"], summary["flows"]
+    drawn = draw_front(flows, summary["tried"])
+    text = (f"{len(flows)} flows, of which none beats another in both NLL and cost on the validation rows: the choice between them is a "
+            "matter of what a nat is worth to you. The last column says for which λ each of them has the lowest NLL + λ × cost.")
+    first = next((p["folder"] for p in flows if p["architecture"]), flows[0]["folder"])
+    code = f"from autonf_nb import AutoNF\n\nest = AutoNF.load({f'{out.name}/{first}'!r})   # or another folder of the table"
+    body = (f'<p class="soft">autonf · {escape(data["name"])}</p><h1>What a flow for {escape(data["name"])} costs</h1><p>{escape(text)}</p>'
+            + section("The front", drawn.to_html(), _front_rows(flows))
+            + section("What each step buys", f"<p>On the validation rows, by which the flows were chosen.</p>{front_table(flows)}")
+            + section("Load and use one", f"<pre>{escape(code)}</pre>") + _data_and_search(summary) + _reproduce(summary))
+    meta = {k: summary.get(k) for k in ("command", "seed", "versions", "machine", "date")} | {"data": data, "search": summary["search"]}
+    stored = {"meta": meta, "rows": flows, "tried": summary["tried"], "seconds": summary["seconds"]}
+    (out/"figures").mkdir(parents=True, exist_ok=True)
+    _write(out/"figures"/"front.png", drawn.light)
+    _write(out/"front.json", json.dumps(_plain(stored), indent=1, ensure_ascii=False) + "\n")
+    _write(out/"report.html", document(f"The Pareto front of {data['name']}", body))
+    return out/"report.html"

@@ -157,3 +157,63 @@ def test_ties_are_warned_of(tmp_path, capsys):
     err = capsys.readouterr().err
     assert err.count("warning") == 1 and "'steps'" in err and "dequantize" in err
     assert "'steps'" in json.loads((tmp_path/"out"/"metrics.json").read_text())["warnings"][0]
+
+
+@pytest.fixture(scope="module")
+def front(run, data, tmp_path_factory):
+    "A front as a process: its folder and what it said."
+    out = tmp_path_factory.mktemp("front")/"out"
+    options = [o for o in SMALL if o not in ("--lam", "0.001")]
+    return out, run("pareto", data/"moons.csv", "--out", out, "--bounds", "c=0:", *options)
+
+
+def test_pareto_leaves_flows_and_a_page(run, front, data):
+    out, done = front
+    assert done.returncode == 0, done.stderr
+    stored = json.loads((out/"front.json").read_text())
+    rows = stored["rows"]
+    assert {p.name for p in out.iterdir()} == {"run.json", "front.json", "report.html", "figures", *(r["folder"] for r in rows)}
+    assert all(r["folder"] in done.stdout for r in rows) and rows[0]["architecture"] == []
+    assert all(a["cost"] < b["cost"] and a["val_nll"] > b["val_nll"] for a, b in zip(rows, rows[1:]))
+    last = rows[-1]
+    said = json.loads(run("evaluate", out/last["folder"], data/"moons.csv").stdout)
+    assert said["architecture"] == last["architecture"] and said["cost"] == last["cost"]
+    assert "lam" not in stored["meta"]["search"] and "best for" in (out/"report.html").read_text()
+
+
+def test_a_front_is_neither_run_twice_nor_gone_on_with_as_a_search(run, front, data):
+    out, _ = front
+    before = (out/"front.json").read_bytes()
+    done = run("pareto", "--out", out, "--resume")
+    assert done.returncode == 0 and "is finished" in done.stdout and (out/"front.json").read_bytes() == before
+    done = run("search", data/"moons.csv", "--out", out, "--resume")
+    assert done.returncode == 2 and "is that of an autonf pareto" in done.stderr
+
+
+def test_table1_is_kept_as_it_comes(run, tmp_path):
+    command = ["table1", "--datasets", "GAS", "--seeds", "0", "--steps", "2", "--jobs", "2", "--out", tmp_path/"t"]
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path/"t"/"table1.json").read_text())["rows"]
+    cases = {(r["direction"], r["cost_model"]) for r in rows}
+    assert cases == {("density", "flops"), ("density", "paper"), ("sampling", "flops")} and len(rows) == 3 * 6
+    wanted = ("dataset", "data", "direction", "model", "architecture", "lam", "nll", "nll_2se", "nll_data_units", "cost", "cost_model", "fom1",
+              "density", "gap_to_best_stack", "train_seconds", "seed")
+    assert all(r.keys() >= set(wanted) for r in rows) and "| GAS | density, 1 | flops |" in done.stdout
+    parts = {p: p.stat().st_mtime_ns for p in (tmp_path/"t"/"parts").iterdir()}
+    assert run(*command).returncode == 0 and {p: p.stat().st_mtime_ns for p in (tmp_path/"t"/"parts").iterdir()} == parts
+
+
+@pytest.mark.parametrize("line, words", [
+    ("table1 --datasets GASS", "'GASS' is not one of the paper's data sets"),
+    ("table1 --preset half", "there is no preset 'half'"),
+    ("table1 --seeds a", "not a list of whole numbers"),
+    ("figure2 --dataset protein", "'protein' is not one of the paper's data sets"),
+    ("figure3 --jobs 0", "jobs must be a whole number"),
+    ("pareto gas_turbine --dequantize --candidates MAF", "add NULL"),
+    ("pareto gas_turbine --lam 0.1", "unknown option --lam"),
+])
+def test_bad_experiments_get_a_sentence(capsys, tmp_path, line, words):
+    code, said = cli.main([*line.split(), "--out", str(tmp_path/"out")]), capsys.readouterr().err
+    assert code == 2 and words in said and said.count("\n") == 1, said
+    assert not list(tmp_path.rglob("*.json"))
