@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import itertools
+import os
+import platform
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +133,9 @@ def front_task(dataset: str, seed: int, steps: int, work: str) -> dict[str, Any]
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {"flow": flow_task, "search": search_task, "front": front_task}
 
 
-def run_task(kind: str, **arguments: Any) -> dict[str, Any]:
-    "A task of one of the kinds above; importable, as `run_tasks` wants it."
-    return TASKS[kind](**arguments)
+def run_task(kind: str, work: str, **arguments: Any) -> dict[str, Any]:
+    "A task of one of the kinds above, and what ran it; `work` is the folder of shared flows. Importable, as `run_tasks` wants it."
+    return {**TASKS[kind](work=work, **arguments), "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"}
 
 # %% ../nbs/12_experiments.ipynb #71d8de29
 DIRECTION = {"forward": "density", "inverse": "sampling"}
@@ -161,9 +164,9 @@ def _search_name(dataset: str, seed: int, direction: str, cost: str, lam: float)
     return f"{dataset}, seed {seed}, search, {direction}, {cost}, lambda {lam:g}"
 
 
-def table1_tasks(preset: Preset, work: str) -> dict[str, dict]:
+def table1_tasks(preset: Preset) -> dict[str, dict]:
     "All trainings and searches of the table, by name: the stacks first, since searches find them trained."
-    common, tasks = {"steps": preset.steps, "work": work}, {}
+    common, tasks = {"steps": preset.steps}, {}
     for seed, dataset in itertools.product(preset.seeds, preset.datasets):
         tasks |= _stack_tasks(dataset, seed, common)
     for seed, (dataset, direction, lam) in itertools.product(preset.seeds, CASES):
@@ -264,10 +267,15 @@ def verdicts_markdown(rows: Iterable[Mapping]) -> str:
     return "\n".join(lines)
 
 # %% ../nbs/12_experiments.ipynb #da2244f9
+def _finished(tasks: Mapping[str, dict], folder: Path, jobs: int, progress: bool, title: str) -> dict[str, dict]:
+    "Run what is not finished in `folder`; where the flows lie is no part of a task, so that a folder can be moved."
+    run = partial(run_task, work=str(Path(folder)/"flows"))
+    return run_tasks(run, tasks, Path(folder)/"parts", jobs=jobs, progress=progress, title=title)
+
+
 def table1(preset: Preset, folder: Path, *, jobs: int = 1, progress: bool = True) -> list[dict]:
     "Run what is not finished of Table 1 in `folder`, and return its rows. Can be stopped and called again."
-    tasks = table1_tasks(preset, str(Path(folder)/"flows"))
-    return table1_rows(preset, run_tasks(run_task, tasks, Path(folder)/"parts", jobs=jobs, progress=progress, title="Table 1"))
+    return table1_rows(preset, _finished(table1_tasks(preset), folder, jobs, progress, "Table 1"))
 
 # %% ../nbs/12_experiments.ipynb #24db2f5e
 def _mean(rows: Sequence[Mapping], key: str) -> float | None:
@@ -312,9 +320,9 @@ def random_architectures(n: int, n_layers: int = 8, seed: int = 0) -> list[Archi
     return [Architecture(rng.choice([*LAYERS, "NULL"], n_layers)) for _ in range(n)]
 
 
-def figure2_tasks(dataset: str, seed: int, steps: int, work: str) -> dict[str, dict]:
+def figure2_tasks(dataset: str, seed: int, steps: int) -> dict[str, dict]:
     "Searches, stacks, random flows, and the front."
-    common = {"steps": steps, "work": work}
+    common = {"steps": steps}
     tasks = _stack_tasks(dataset, seed, common)
     tasks |= {f"{dataset}, seed {seed}, random {i}": {"kind": "flow", "dataset": dataset, "seed": seed, "architecture": list(a), **common}
               for i, a in enumerate(random_architectures(10))}
@@ -340,8 +348,7 @@ def figure2_rows(parts: Mapping[str, Mapping]) -> list[dict]:
 
 def figure2(dataset: str, seed: int, steps: int, folder: Path, *, jobs: int = 1, progress: bool = True) -> tuple[list[dict], dict]:
     "(rows, seconds of the searches and of the front). Can be stopped and called again; in the folder of Table 1 it shares its flows."
-    tasks = figure2_tasks(dataset, seed, steps, str(Path(folder)/"flows"))
-    parts = run_tasks(run_task, tasks, Path(folder)/"parts", jobs=jobs, progress=progress, title="Figure 2")
+    parts = _finished(figure2_tasks(dataset, seed, steps), folder, jobs, progress, "Figure 2")
     searches = sum(p["search_seconds"] for n, p in parts.items() if ", search, " in n)
     return figure2_rows(parts), {"searches": searches, "front": parts[f"{dataset}, seed {seed}, front"]["search_seconds"]}
 
@@ -378,8 +385,8 @@ def draw_figure2(rows: Sequence[Mapping]) -> Figure:
 METHODS = {"op1": "OP1, then binarise", "op2-printed": "OP2 as printed", "op2": "OP2, default recipe"}
 
 
-def binary_task(dataset: str, seed: int, steps: int, method: str) -> dict[str, Any]:
-    "A search of four planar or radial layers at lambda = 0, its history, and its flow as it is and trained from scratch."
+def binary_task(dataset: str, seed: int, steps: int, work: str, method: str) -> dict[str, Any]:
+    "A search of four planar or radial layers at lambda = 0, its history, and its flow as it is and trained from scratch; shares nothing."
     data, s = benchmark_data(dataset, seed), Settings(("planar", "radial"), 4, 4, 0.0, batch_size=512, steps=steps, seed=seed)
     with one_thread(), Run() as run:
         block = search_block(data.train, data.val, SearchSpace(("planar", "radial"), 4), strategy=method, lam=0.0, steps=steps,
@@ -401,7 +408,7 @@ def figure3(dataset: str, seeds: Sequence[int], steps: int, folder: Path, *, job
     "One row for each method and seed. Can be stopped and called again."
     tasks = {f"{dataset}, seed {s}, {m}, {steps} steps": {"kind": "binary", "dataset": dataset, "seed": s, "steps": steps, "method": m}
              for s, m in itertools.product(seeds, METHODS)}
-    parts = run_tasks(run_task, tasks, Path(folder)/"parts", jobs=jobs, progress=progress, title="Figure 3")
+    parts = _finished(tasks, folder, jobs, progress, "Figure 3")
     return [{"dataset": dataset, "seed": task["seed"], "method": task["method"], **parts[name]} for name, task in tasks.items()]
 
 # %% ../nbs/12_experiments.ipynb #b959c5a7

@@ -22,8 +22,8 @@ from .superflow import StratifiedSuperFlow
 from .training import Rows, Run, one_thread, seeded
 
 # %% auto #0
-__all__ = ['FRONT_FINALISTS', 'price_list', 'on_front', 'front_cells', 'beaten', 'front_finalists', 'corners', 'Front',
-           'search_front']
+__all__ = ['FRONT_FINALISTS', 'HOPELESS', 'price_list', 'on_front', 'front_cells', 'beaten', 'corners', 'front_finalists',
+           'Front', 'search_front']
 
 # %% ../nbs/09b_pareto_front.ipynb #ff4c8a81
 def price_list(s: Settings, train: Rows, val: Rows, run: Run) -> list[dict]:
@@ -63,7 +63,7 @@ def _going_on(chains: list[list[Architecture]], heats: list[list[Prefix]], lengt
         cell, own = chains[i][0], heats[i]
         if not any(len(a) == length for a in chains[i]):
             continue
-        if own and (beaten(own[-1], tried) or (len(own) > 1 and own[-1].nll >= own[-2].nll)):
+        if len(own) > 1 and own[-1].nll >= own[-2].nll or own and length > 2 and beaten(own[-1], tried):
             continue
         if not own or is_stack(cell) or cell[0] not in ends or own[-1] in leading:
             on.append(i)
@@ -72,27 +72,30 @@ def _going_on(chains: list[list[Architecture]], heats: list[list[Prefix]], lengt
 
 # %% ../nbs/09b_pareto_front.ipynb #b35617c5
 FRONT_FINALISTS = 10  # flows of the heats that are trained in full for their place on the front, at most
+HOPELESS = 2.0  # nats by which a short flow may be behind one that is no dearer and still be trained in full
 
 
-def _above_front(p: Prefix, flows: list[Prefix]) -> float:
-    "Nats by which the best flow that is no dearer is better; negative on the front."
-    return p.nll - min((q.nll for q in flows if q.cost <= p.cost and q is not p), default=math.inf)
-
-
-def front_finalists(heats: list[Prefix]) -> list[Architecture]:
-    "The best of each body, and the flows of the heats' front."
-    best_of_body = {}
-    for p in sorted(heats, key=lambda p: p.nll):
-        best_of_body.setdefault(p.architecture[0], p.architecture)
-    leading = [p.architecture for p in sorted(heats, key=partial(_above_front, flows=heats)) if _above_front(p, heats) < 0]
-    return list(dict.fromkeys([*best_of_body.values(), *leading[:FRONT_FINALISTS]]))
-
-# %% ../nbs/09b_pareto_front.ipynb #95909d75
 def corners(flows: list[Prefix]) -> list[Prefix]:
     "The flows that are best for some lambda, cheapest first."
     return [flows[i] for i in best_lambdas([p.nll for p in flows], [p.cost for p in flows])]
 
 
+def _ahead(p: Prefix, flows: list[Prefix]) -> float:
+    "Nats by which a flow on the front is better than the best one that is no dearer."
+    return min((q.nll for q in flows if q.cost <= p.cost and q is not p), default=math.inf) - p.nll
+
+
+def front_finalists(heats: list[Prefix]) -> list[Architecture]:
+    "Of each body the best flow and the short ones worth a lambda; and the flows of the heats' front, those farthest ahead first."
+    bodies: dict[str, list[Prefix]] = {}
+    for p in heats:
+        bodies.setdefault(p.architecture[0], []).append(p)
+    picked = [p for own in bodies.values() for p in [min(own, key=lambda p: p.nll), *corners(own)]
+              if p.nll == min(q.nll for q in own) or (len(p.architecture) <= 2 and not beaten(p, heats, HOPELESS))]
+    leading = sorted(on_front(heats), key=partial(_ahead, flows=heats), reverse=True)
+    return list(dict.fromkeys(p.architecture for p in [*picked, *leading[:FRONT_FINALISTS]]))
+
+# %% ../nbs/09b_pareto_front.ipynb #95909d75
 def _race_for_front(s: Settings, prices: list[dict], train: Rows, val: Rows, run: Run) -> tuple[list[Prefix], list[Prefix]]:
     "(flows trained in full, the identity among them; heats)"
     chains = [stretched(cell, s.n_layers) for cell in front_cells(s.space(1).without_null, prices)]

@@ -197,8 +197,8 @@ def test_table1_is_kept_as_it_comes(run, tmp_path):
     rows = json.loads((tmp_path/"t"/"table1.json").read_text())["rows"]
     cases = {(r["direction"], r["cost_model"]) for r in rows}
     assert cases == {("density", "flops"), ("density", "paper"), ("sampling", "flops")} and len(rows) == 3 * 6
-    wanted = ("dataset", "data", "direction", "model", "architecture", "lam", "nll", "nll_2se", "nll_data_units", "cost", "cost_model", "fom1",
-              "density", "gap_to_best_stack", "train_seconds", "seed")
+    wanted = ("dataset", "data", "direction", "model", "architecture", "lam", "nll", "nll_2se", "nll_data_units", "cost", "cost_model",
+              "fom1", "density", "gap_to_best_stack", "train_seconds", "seed")
     assert all(r.keys() >= set(wanted) for r in rows) and "| GAS | density, 1 | flops |" in done.stdout
     parts = {p: p.stat().st_mtime_ns for p in (tmp_path/"t"/"parts").iterdir()}
     assert run(*command).returncode == 0 and {p: p.stat().st_mtime_ns for p in (tmp_path/"t"/"parts").iterdir()} == parts
