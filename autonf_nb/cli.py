@@ -416,27 +416,22 @@ def train_stacks(ready: Ready, folder: Path, progress: bool) -> list[dict[str, A
     import torch
     from autonf_nb.candidates import Architecture, SearchSpace
     from autonf_nb.estimator import as_rows
-    from autonf_nb.flow import Flow
-    from autonf_nb.search import Settings
-    from autonf_nb.training import Rows, Run, one_thread, row_log_prob, seeded, train_flow
+    from autonf_nb.search import Settings, flow_of, from_scratch
+    from autonf_nb.training import Rows, Run, one_thread, row_log_prob
     est, prepared, rows = ready.est, ready.prepared, []
     folder.mkdir(parents=True, exist_ok=True)
     device = est.flow_.noise(0).device
     test, _ = as_rows(prepared.units, prepared.context_units, ready.X_test, ready.C_test, torch.zeros((), device=device))
     train, val = (Rows(r.x.to(device), None if r.context is None else r.context.to(device)) for r in (prepared.train, prepared.val))
     stacks = [(name,) * layers for layers in STACKS for name in SearchSpace(est.candidates).without_null]
-    steps = est.steps or Settings.steps
+    settings = Settings(tuple(est.candidates), lam=est.lam, cost=est.history_["prices"], direction=est.direction,
+                        hidden_features=est.hidden_features, batch_size=est.batch_size, steps=est.steps or Settings.steps, seed=est.seed)
     with one_thread(), Run(folder, progress=progress) as run:
-        run.expect(steps * sum(map(len, stacks)))
+        run.expect(settings.steps * sum(map(len, stacks)))
         for stack in stacks:
-            label, architecture = f"{stack[0]} x {len(stack)}", Architecture(stack)
-            with seeded(est.seed):
-                transform = architecture.build(est.n_features_in_, est.n_context_features_, est.hidden_features)
-            flow = Flow(transform, est.n_features_in_)
-            train_flow(flow.to(device), train, val, steps=steps, batch_size=est.batch_size, seed=est.seed, run=run,
-                       name=f"stack of {len(stack)} {stack[0]}", work=len(stack))
-            log_prob = row_log_prob(flow, test).double().cpu().numpy()
-            rows.append(model_row(ready, label, "stack", log_prob, layers=len(stack), cost=price(est, stack)))
+            trained = from_scratch(settings, Architecture(stack), train, val, run)
+            log_prob = row_log_prob(flow_of(trained.layers, test).eval(), test).double().cpu().numpy()
+            rows.append(model_row(ready, f"{stack[0]} x {len(stack)}", "stack", log_prob, layers=len(stack), cost=trained.cost))
     return rows
 
 # %% ../nbs/17_command_line.ipynb #8bdbf570

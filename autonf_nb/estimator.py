@@ -370,7 +370,7 @@ def read_flow(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, load_tensors(weights)
 
 # %% ../nbs/11_estimator.ipynb #8a986d5c
-def check_front(est: "AutoNF") -> None:
+def check_front(est: Any) -> None:
     "A front is searched in full, by the default recipe, over flows of different lengths: ValueError for options that rule this out."
     if est.max_seconds is not None or est.strategy != "op2":
         raise ValueError("a front is searched in full by the default recipe: leave max_seconds and strategy at their defaults.")

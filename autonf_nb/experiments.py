@@ -364,13 +364,15 @@ def draw_figure2(rows: Sequence[Mapping]) -> Figure:
     searches = sorted((r for r in rows if r["series"] == "search"), key=lambda r: r["lam"])
     lams = [r["lam"] for r in searches]
     for ax, keys in ((left, ("nll", "cost")), (middle, ("density", "fom2"))):
+        ax.set_xscale("symlog", linthresh=0.02)  # before its twin, which shares it
         twin = ax.twinx()
         for side, key, color in zip((ax, twin), keys, ("C0", "C3")):
             side.plot(lams, [r[key] for r in searches], "o-", ms=4, color=color)
             label = {"nll": "test NLL, nats a row", "cost": "cost (RealNVP = 1)", "density": "density", "fom2": "FOM 2, %"}[key]
             side.set_ylabel(label, color=color)
-        ax.set(xlabel="lambda", xscale="symlog")
-        ax.xaxis.get_transform().linthresh = 0.02
+        ax.set_xticks([0, 0.02, 0.1, 0.5, 2, 10], labels=["0", "0.02", "0.1", "0.5", "2", "10"])
+        ax.minorticks_off()
+        ax.set_xlabel("lambda")
     for series, (style, color, label) in SERIES.items():
         part = sorted((r for r in rows if r["series"] == series), key=lambda r: r["cost"])
         drawstyle = {"drawstyle": "steps-post"} if series == "front" else {}

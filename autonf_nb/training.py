@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEARNING_RATE', 'BAR', 'Rows', 'Batches', 'seeded', 'cosine', 'set_lr', 'one_thread', 'write_tensors', 'read_tensors',
-           'Run', 'optimizer_tensors', 'load_optimizer_tensors', 'stage_tensors', 'stage_meta', 'restore_stage', 'Loop',
+           'Run', 'optimizer_tensors', 'load_optimizer_tensors', 'Loop', 'stage_tensors', 'stage_meta', 'restore_stage',
            'row_log_prob', 'mean_nll', 'TrainingError', 'adam', 'step_theta', 'train_flow']
 
 # %% ../nbs/08_training.ipynb #69c71310
@@ -189,31 +189,6 @@ def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _without(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix + "/"): v for k, v in tensors.items() if k.startswith(prefix + "/")}
 
-# %% ../nbs/08_training.ipynb #808257eb
-def stage_tensors(loop: "Loop") -> dict[str, Tensor]:
-    "The tensors of a stage: `module/...`, `adam<i>/...`, `best/...`."
-    tensors = _prefixed("module", loop.module.state_dict())
-    for i, optimizer in enumerate([] if loop.finished else loop.optimizers):
-        tensors |= _prefixed(f"adam{i}", optimizer_tensors(optimizer))
-    return tensors | (_prefixed("best", loop.best[1]) if loop.best else {})
-
-
-def stage_meta(loop: "Loop") -> dict:
-    "The rest of a stage, JSON-able."
-    return {"step": loop.step, "records": loop.records, "losses": loop.losses, "best": loop.best and loop.best[0],
-            "finished": loop.finished, "spent": loop.spent}
-
-
-def restore_stage(loop: "Loop", tensors: dict[str, Tensor], meta: dict) -> None:
-    "Put a stage back to where its checkpoint was written."
-    loop.module.load_state_dict(_without("module", tensors))
-    for i, optimizer in enumerate(loop.optimizers):
-        load_optimizer_tensors(optimizer, _without(f"adam{i}", tensors))
-    loop.step, loop.records, loop.losses = meta["step"], meta["records"], meta["losses"]
-    loop.finished, loop.spent = meta["finished"], meta["spent"]
-    if meta["best"] is not None:
-        loop.best = meta["best"], {k: v.to(next(loop.module.parameters()).device) for k, v in _without("best", tensors).items()}
-
 # %% ../nbs/08_training.ipynb #2217fa72
 class Loop:
     """Steps of one stage of a `Run`: iterate over it as over `range(n_steps)`.
@@ -280,6 +255,31 @@ class Loop:
         "Put the best weights back into the module."
         if self.best is not None:
             self.module.load_state_dict(self.best[1])
+
+# %% ../nbs/08_training.ipynb #808257eb
+def stage_tensors(loop: Loop) -> dict[str, Tensor]:
+    "The tensors of a stage: `module/...`, `adam<i>/...`, `best/...`."
+    tensors = _prefixed("module", loop.module.state_dict())
+    for i, optimizer in enumerate([] if loop.finished else loop.optimizers):
+        tensors |= _prefixed(f"adam{i}", optimizer_tensors(optimizer))
+    return tensors | (_prefixed("best", loop.best[1]) if loop.best else {})
+
+
+def stage_meta(loop: Loop) -> dict:
+    "The rest of a stage, JSON-able."
+    return {"step": loop.step, "records": loop.records, "losses": loop.losses, "best": loop.best and loop.best[0],
+            "finished": loop.finished, "spent": loop.spent}
+
+
+def restore_stage(loop: Loop, tensors: dict[str, Tensor], meta: dict) -> None:
+    "Put a stage back to where its checkpoint was written."
+    loop.module.load_state_dict(_without("module", tensors))
+    for i, optimizer in enumerate(loop.optimizers):
+        load_optimizer_tensors(optimizer, _without(f"adam{i}", tensors))
+    loop.step, loop.records, loop.losses = meta["step"], meta["records"], meta["losses"]
+    loop.finished, loop.spent = meta["finished"], meta["spent"]
+    if meta["best"] is not None:
+        loop.best = meta["best"], {k: v.to(next(loop.module.parameters()).device) for k, v in _without("best", tensors).items()}
 
 # %% ../nbs/08_training.ipynb #c62b998e
 @torch.no_grad()
