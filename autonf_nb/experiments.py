@@ -152,7 +152,7 @@ class Preset:
     steps: int
 
 
-PRESETS = {"quick": Preset(("GAS", "POWER"), (0,), 500), "full": Preset(tuple(STAND_INS), (0, 1, 2), 2000)}
+PRESETS = {"quick": Preset(("GAS", "POWER"), (0,), 1000), "full": Preset(tuple(STAND_INS), (0, 1, 2), 2000)}
 
 
 def _stack_tasks(dataset: str, seed: int, common: dict) -> dict[str, dict]:
