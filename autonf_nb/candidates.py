@@ -16,6 +16,7 @@ from nflows.transforms.base import Transform
 from torch import Tensor
 
 from .transforms.autoregressive import Autoregressive, RecurrentConditioner, inverse_autoregressive
+from .transforms.continuous import ContinuousFlow
 from .transforms.coupling import ADDITIVE, AFFINE, Coupling, Univariate, alternating_mask, rational_quadratic
 from .transforms.linear import LULinear, ReversePermutation
 from .transforms.matrix_determinant import Planar, Radial, Sylvester
@@ -154,6 +155,7 @@ _OTHERS = [
     Candidate("Sylvester", "planar along many orthogonal directions at once", _alone(Sylvester)),
     Candidate("residual", "x + g(x) with a contraction g: free form, inverse by iteration", _alone(Residual)),
     Candidate("Glow", "activation normalisation and affine coupling, as in Glow, on rows", _glow),
+    Candidate("CNF", "rows carried by a velocity: free form, right within a tolerance, dearer while it learns", _alone(ContinuousFlow)),
 ]
 CANDIDATES.update({c.name: c for c in _POLYNOMIAL + _OTHERS})
 _BUILT_IN = frozenset(CANDIDATES)

@@ -5,7 +5,8 @@
 
 What a training step takes is measured first, in processor time and one thread, all families in turn and again, so that whatever else the
 machine does falls on all of them alike. Each family then gets the number of steps that fill SECONDS at its pace, and its result does not
-depend on the load any more. All figures are in nats per row on standardised rows; `gap` is the NLL above that of the density which drew the
+depend on the load any more. Continuous flows have no pace, their steps take longer the more they have learnt: they are stopped by the
+clock of the processor. All figures are in nats per row on standardised rows; `gap` is the NLL above that of the density which drew the
 rows, row by row, so that the chance of the draw cancels."""
 import argparse
 import base64
@@ -27,9 +28,11 @@ from autonf_nb.data import Standardizer, plane_set
 from autonf_nb.flow import Flow
 from autonf_nb.metrics import nll_with_error
 from autonf_nb.training import LEARNING_RATE, Batches, Rows, adam, cosine, mean_nll, row_log_prob, seeded, set_lr, step_theta
+from autonf_nb.transforms.continuous import ContinuousFlow
 
 FAMILIES = tuple(name for name in CANDIDATES if name != "NULL")
 FEW_NUMBERS = {"planar", "radial", "Sylvester"}   # no network: their width is that of the data, and only layers can be added
+CONTINUOUS = "CNF"   # one layer, as long as it needs to be; and by the clock
 LAYERS, LAYERS_OF_FEW = 4, 16
 DEPTHS, DEPTH_SETS = {"planar": (4, 8, 16, 32, 64), "RealNVP": (2, 4, 8, 16), "RQ-C": (1, 2, 4, 8)}, ("two_moons", "checkerboard")
 PARAMETERS, SECONDS, BATCH, SEED = 4000, 8.0, 256, 0
@@ -38,7 +41,8 @@ TRAIN, VAL, TEST, SIDE, DRAWS = 10_000, 2_000, 10_000, 72, 400
 BOXES = {"two_moons": ((-2.2, 2.2), (-2.2, 2.2)), "two_blobs": ((-2.4, 2.4), (-2.4, 2.4)), "boomerang": ((-1.4, 3.2), (-2.7, 2.7)),
          "checkerboard": ((-1.95, 1.95), (-1.95, 1.95)), "circles": ((-2, 2), (-2, 2)),
          "eight_gaussians": ((-1.9, 1.9), (-1.9, 1.9)), "pinwheel": ((-2.5, 2.5), (-2.5, 2.5))}
-REPORT_SETS, REPORT_ROWS, REPORT_EPOCHS, REPORT_BATCH = ("two_moons", "two_blobs", "boomerang"), 400, 200, 32
+REPORT_SETS, REPORT_ROWS, REPORT_BATCH = ("two_moons", "two_blobs", "boomerang"), 400, 32
+REPORT_EPOCHS = {"RealNVP": 200, "CNF": 100}
 PARTS = RESULTS/"gallery.jsonl"
 
 
@@ -138,7 +142,7 @@ def count(module: torch.nn.Module) -> int:
 @lru_cache
 def shape(family: str, layers: int | None = None) -> tuple[int, int]:
     "(layers, hidden width): the width whose number of parameters is nearest to PARAMETERS."
-    layers = layers or (LAYERS_OF_FEW if family in FEW_NUMBERS else LAYERS)
+    layers = layers or (LAYERS_OF_FEW if family in FEW_NUMBERS else 1 if family == CONTINUOUS else LAYERS)
     if family in FEW_NUMBERS:
         return layers, 2
     size = {h: layers * count(CANDIDATES[family].build(2, hidden_features=h)) for h in range(2, 65)}
@@ -151,33 +155,43 @@ def build(family: str, layers: int, hidden: int) -> Flow:
 
 
 class Fit:
-    "Maximum likelihood by the project's recipe: Adam, the learning rate falling from `lr` to `final * lr`."
-    def __init__(self, flow: Flow, train: Rows, steps: int, *, lr: float = LEARNING_RATE, final: float = 0.1, batch: int = BATCH):
+    """Maximum likelihood by the project's recipe: Adam, the learning rate falling from `lr` to `final * lr`, for a number of steps,
+    or where there is none for SECONDS of processor time."""
+    def __init__(self, flow: Flow, train: Rows, steps: int | None, *, lr: float = LEARNING_RATE, final: float = 0.1, batch: int = BATCH):
         self.flow, self.train, self.steps, self.lr, self.final = flow.train(), train, steps, lr, final
         self.optimizer, self.batches, self.done = adam(list(flow.parameters()), lr), Batches(len(train), batch, SEED), 0
+        self.spent = 0.0
+
+    @property
+    def share(self) -> float:
+        "What is done of the whole, 0 to 1."
+        return self.done / self.steps if self.steps else min(1.0, self.spent / SECONDS)
 
     def step(self) -> None:
-        set_lr(self.optimizer, cosine(self.done / self.steps, self.lr, self.final))
+        start = time.process_time()
+        set_lr(self.optimizer, cosine(self.share, self.lr, self.final))
         step_theta(-self.flow.log_prob(self.train[self.batches(self.done)].x).mean(), self.optimizer)
         self.done += 1
+        self.spent += time.process_time() - start
 
     def run(self, val: Rows, checks: int = 20, watch=None) -> dict:
         """All steps; leaves the flow with the weights that were best on `val`. `watch(flow)`, where given, is recorded at each check.
         Checks are close together at first, where the NLL falls fast."""
-        due = {math.ceil(self.steps * ((i + 1) / checks)**2) for i in range(checks)}
+        due = [((i + 1) / checks)**2 for i in range(checks)]
         best, curve, wall, cpu = (math.inf, None), [], time.monotonic(), time.process_time()
-        while self.done < self.steps:
+        while self.share < 1:
             self.step()
-            if self.done in due:
+            if self.share >= due[0]:
+                due = [share for share in due if share > self.share]
                 self.flow.eval()
                 nll = mean_nll(self.flow, val)
                 if nll < best[0]:
                     best = nll, {k: v.detach().clone() for k, v in self.flow.state_dict().items()}
-                curve.append({"steps": self.done, "val_nll": nll} | ({"nll": watch(self.flow)} if watch else {}))
+                curve.append({"steps": self.done, "seconds": self.spent, "val_nll": nll} | ({"nll": watch(self.flow)} if watch else {}))
                 self.flow.train()
         self.flow.load_state_dict(best[1])
         self.flow.eval()
-        return {"steps": self.steps, "val_nll": best[0], "curve": curve, "wall_seconds": time.monotonic() - wall,
+        return {"steps": self.done, "val_nll": best[0], "curve": curve, "wall_seconds": time.monotonic() - wall,
                 "processor_seconds": time.process_time() - cpu}
 
 
@@ -209,53 +223,70 @@ def measured(flow: Flow, data: PlaneSet) -> dict:
 
 
 def gallery_paces() -> dict[str, float]:
-    return pace({f: Fit(build(f, *shape(f)), plane("two_blobs").train, 1000) for f in FAMILIES})
+    return pace({f: Fit(build(f, *shape(f)), plane("two_blobs").train, 1000) for f in FAMILIES if f != CONTINUOUS})
 
 
 def depth_paces() -> dict[str, float]:
     return pace({f"{f} x {n}": Fit(build(f, *shape(f, n)), plane("two_blobs").train, 1000) for f, depths in DEPTHS.items() for n in depths})
 
 
-def gallery(task: dict, step_seconds: float) -> dict:
+def steps_at(step_seconds: float | None) -> int | None:
+    return round(SECONDS / step_seconds) if step_seconds else None
+
+
+def run(fit: Fit, data: PlaneSet, step_seconds: float | None, **options) -> dict:
+    "The record of a fit and what it is worth; without a pace its steps took what they took."
+    record = fit.run(data.val, **options)
+    step_seconds = step_seconds or fit.spent / fit.done
+    return {"step_ms": 1000 * step_seconds} | record | {"seconds": fit.done * step_seconds} | measured(fit.flow, data)
+
+
+def gallery(task: dict, step_seconds: float | None) -> dict:
     family, data = task["family"], plane(task["set"])
     layers, hidden = shape(family, task.get("layers"))
     flow = build(family, layers, hidden)
-    row = task | {"layers": layers, "hidden": hidden, "parameters": count(flow), "step_ms": 1000 * step_seconds}
-    row |= Fit(flow, data.train, round(SECONDS / step_seconds)).run(data.val)
-    row |= {"seconds": row["steps"] * step_seconds} | measured(flow, data)
+    row = task | {"layers": layers, "hidden": hidden, "parameters": count(flow)}
+    row |= run(Fit(flow, data.train, steps_at(step_seconds)), data, step_seconds)
     density = row_log_prob(flow, Rows(torch.tensor(data.grid, dtype=torch.float32))).exp().numpy()
     return row | {"mass": data.mass(density), "image": packed(data.image(density))}
 
 
 # --- the report's comparison
-FLOWS = {  # candidate, layers, hidden width, rows to train on, options of `Fit`; the report's rate is constant
+REPORT_CNF = {"dynamics": "hypernetwork", "solver": "torchdiffeq-adjoint"}
+FLOWS = {  # candidate, layers, hidden width, rows to train on, options of `Fit`; the report's rates are constant
     "Real NVP, the report's recipe": ("RealNVP", 5, 32, REPORT_ROWS, {"lr": 1e-3, "final": 1.0, "batch": REPORT_BATCH}),
+    "CNF, the report's recipe": ("CNF", 1, 64, REPORT_ROWS, {"lr": 3e-3, "final": 1.0, "batch": REPORT_BATCH}),
     "planar": ("planar", 16, 2, REPORT_ROWS, {}),
     "Real NVP": ("RealNVP", 5, 32, REPORT_ROWS, {}),
     "RQ coupling": ("RQ-C", 3, 24, REPORT_ROWS, {}),
+    "CNF": ("CNF", 1, 58, REPORT_ROWS, {}),
     "planar, 10,000 rows": ("planar", 16, 2, TRAIN, {}),
     "Real NVP, 10,000 rows": ("RealNVP", 5, 32, TRAIN, {}),
-    "RQ coupling, 10,000 rows": ("RQ-C", 3, 24, TRAIN, {})}
+    "RQ coupling, 10,000 rows": ("RQ-C", 3, 24, TRAIN, {}),
+    "CNF, 10,000 rows": ("CNF", 1, 58, TRAIN, {})}
 
 
-def report_fit(flow_name: str, set_name: str, step_seconds: float) -> tuple[Fit, PlaneSet]:
+def report_fit(flow_name: str, set_name: str, step_seconds: float | None) -> tuple[Fit, PlaneSet]:
     name, layers, hidden, n, options = FLOWS[flow_name]
     data = plane(set_name, n, n // 4)                                     # 80 % to train on, 20 % kept aside, as in the report
-    steps = REPORT_EPOCHS * (n // REPORT_BATCH) if "final" in options else round(SECONDS / step_seconds)
-    return Fit(build(name, layers, hidden), data.train, steps, **options), data
+    steps = REPORT_EPOCHS[name] * (n // REPORT_BATCH) if "final" in options else steps_at(step_seconds)
+    if name == CONTINUOUS and "final" in options:
+        with seeded(SEED):
+            flow = Flow(ContinuousFlow(2, hidden_features=hidden, **REPORT_CNF), 2)
+    else:
+        flow = build(name, layers, hidden)
+    return Fit(flow, data.train, steps, **options), data
 
 
 def report_paces() -> dict[str, float]:
-    return pace({name: report_fit(name, "two_blobs", 0.01)[0] for name in FLOWS})
+    return pace({name: report_fit(name, "two_blobs", 0.01)[0] for name, (family, *_) in FLOWS.items() if family != CONTINUOUS})
 
 
-def report(task: dict, step_seconds: float) -> dict:
+def report(task: dict, step_seconds: float | None) -> dict:
     name, layers, hidden, n, _ = FLOWS[task["flow"]]
     fit, data = report_fit(task["flow"], task["set"], step_seconds)
-    row = task | {"candidate": name, "layers": layers, "hidden": hidden, "rows": n, "parameters": count(fit.flow),
-                  "step_ms": 1000 * step_seconds}
-    row |= fit.run(data.val, checks=32, watch=lambda flow: mean_nll(flow, data.test))
-    return row | {"seconds": row["steps"] * step_seconds} | measured(fit.flow, data)
+    row = task | {"candidate": name, "layers": layers, "hidden": hidden, "rows": n, "parameters": count(fit.flow)}
+    return row | run(fit, data, step_seconds, checks=32, watch=lambda flow: mean_nll(flow, data.test))
 
 
 # --- all of it
@@ -291,8 +322,8 @@ def work() -> None:
              for kind, measure in PACES.items()}
     for task in tasks():
         if not found(task):
-            run = report if task["kind"] == "report" else gallery
-            row = keep(run(task, paces[task["kind"]][pace_name(task)]))
+            fit = report if task["kind"] == "report" else gallery
+            row = keep(fit(task, paces[task["kind"]].get(pace_name(task))))
             print(*task.values(), *(f"{k} {row[k]:.4g}" for k in ("steps", "nll", "gap", "processor_seconds", "wall_seconds")), flush=True)
 
 
@@ -327,7 +358,7 @@ def collect() -> None:
     truth = [{"set": s.name, "nll": float(-s.truth.mean()), "nll_2se": float(2 * s.truth.std() / math.sqrt(TEST)),
               "mass": s.mass(s.true_density)} for s in sets]
     about = meta("python benchmarks/gallery.py; python benchmarks/gallery.py --collect", seeds=[SEED], packages=("numpy",), seconds=SECONDS,
-                 clock="steps times the processor time of one step, medians of interleaved rounds, one thread",
+                 clock="steps times the processor time of one step, medians of interleaved rounds; of CNF, the sum of its steps",
                  learning_rate=LEARNING_RATE, batch_size=BATCH, rows={"train": TRAIN, "val": VAL, "test": TEST},
                  data="plane sets drawn by autonf_nb.data.plane_set, seeds 0, 1 and 2 for training, validation and test rows")
     write(RESULTS/"gallery.json", about, rows, truth=truth, depths=depths, curves=curves)

@@ -15,6 +15,7 @@ from nflows.transforms.base import Transform
 
 from autonf_nb.candidates import CANDIDATES
 from autonf_nb.transforms.autoregressive import Autoregressive, RecurrentConditioner
+from autonf_nb.transforms.continuous import ContinuousFlow, SolverError
 from autonf_nb.transforms.coupling import AFFINE, Coupling, FeatureMajorResNet, rational_quadratic
 from autonf_nb.transforms.linear import Householder, LULinear, Permutation, QRLinear, ReversePermutation, SVDLinear
 from autonf_nb.transforms.monotonic import RootError
@@ -45,6 +46,8 @@ def on_rows(transform: Transform, features: int) -> Transform:
 FAMILIES = {name: Family(nonlinear(name)) for name in CANDIDATES if name != "NULL"}
 FAMILIES["Glow"] = Family(nonlinear("Glow"), train_differs="activation normalisation takes its start from the first training batch",
                           train_agrees_later=True)
+# as a candidate its tolerance is 1e-5, which is then its error: the contract is for exact functions
+FAMILIES["CNF"] = Family(lambda d, c: ContinuousFlow(d, hidden_features=HIDDEN, context_features=c, tolerance=1e-11))
 FAMILIES |= {
     "RQ-C, residual conditioner": Family(
         lambda d, c: Coupling(d, RQ, hidden_features=HIDDEN, context_features=c, network=FeatureMajorResNet)),
@@ -68,6 +71,7 @@ FAMILIES |= {
 }
 PERMUTATIONS = ("ReversePermutation", "Permutation")   # no parameters, and not the identity: chapter 02a checks their order
 MAY_HAVE_NO_ROOT = ("B-NAF",)   # its weights multiply: with 21 features and outputs of 1e4 its values pass what single precision can hold
+MAY_HAVE_NO_SOLUTION = ("CNF",)   # with a velocity of thousands its 500 steps do not arrive
 WITHOUT_EFFECT = {("Householder", 1)}   # a rotation of one feature is the identity, whatever its parameters
 FREE_OF_NETWORKS = ("planar", "radial", "Sylvester")   # without a context
 
@@ -248,6 +252,9 @@ def test_large_network_outputs_are_finite(case, sigma):
             y, logabsdet = direction(x, context)
         except RootError:  # says so, which is what counts
             assert case.family in MAY_HAVE_NO_ROOT and sigma == 1e4 and direction == transform.inverse
+            continue
+        except SolverError:
+            assert case.family in MAY_HAVE_NO_SOLUTION and sigma == 1e4
             continue
         assert y.isfinite().all() and logabsdet.isfinite().all()
         (y.tanh().sum() + logabsdet.tanh().sum()).backward()
