@@ -15,6 +15,7 @@ extensions = ["myst_nb", "sphinx_design", "sphinx_copybutton"]
 exclude_patterns = ["**.ipynb_checkpoints"]
 nb_execution_mode = "off"  # stored outputs only: nbdev_test runs the notebooks
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # the default, CommonMark, knows no tables
 myst_enable_extensions = ["amsmath", "attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath", "tasklist"]
 myst_heading_anchors = 4
 nb_code_prompt_show = "Show code"
