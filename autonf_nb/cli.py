@@ -82,7 +82,7 @@ OPTIONS: dict[str, Option] = {
     "n_layers": Option(int, 8, "layers at most"),
     "block_size": Option(or_none(int), None, "layers searched at a time; none: blocks of two"),
     "cost": Option(cost_model, "flops", "flops, params, paper, latency (measured here), or a mapping such as MAF=1.1,RQ-AF=1.7"),
-    "strategy": Option(str, "op2", "op2 (the default recipe), op2-printed or op1"),
+    "strategy": Option(str, "op2", "op2 (the default recipe), op2-printed, op1, evolution, ... (chapter 10)"),
     "hidden_features": Option(int, 64, "width of the networks inside the layers"),
     "batch_size": Option(int, 256, "rows a step"),
     "steps": Option(or_none(int), None, "training steps of a flow; none: 1000"),

@@ -39,7 +39,8 @@ from .data import (Bounds, DataError, Standardizer, check_context, check_table, 
                             tied_columns, ties_warning)
 from .flow import Flow
 from .front import Front, search_front
-from .search import RECIPES, pick_device, search_flow
+from .search import pick_device, search_flow
+from .strategies import STRATEGIES
 from .training import Rows, row_log_prob, seeded
 
 # %% ../nbs/11_estimator.ipynb #4e4712ef
@@ -127,7 +128,7 @@ def check_parameters(p: Mapping[str, Any], features: int, context_features: int 
         _whole("steps", p["steps"], 1)
     if p["max_seconds"] is not None:
         _number("max_seconds", p["max_seconds"], 0, above=True)
-    for name, choices in (("direction", DIRECTIONS), ("strategy", RECIPES), ("masks", MASKS), ("engine", ENGINES),
+    for name, choices in (("direction", DIRECTIONS), ("strategy", STRATEGIES), ("masks", MASKS), ("engine", ENGINES),
                           ("dequantize", (False, True)), ("verbose", (False, True))):
         _choice(name, p[name], choices)
     space = SearchSpace(p["candidates"], p["n_layers"], p["hidden_features"])
@@ -583,7 +584,7 @@ class AutoNF(Saving, Density, Fitting, DensityMixin, BaseEstimator):
     - `candidates`: names of the layers to choose from, see `autonf_nb.candidates`; with "NULL" a flow may be shallower than `n_layers`.
     - `n_layers`, `block_size`: layers at most, and how many are searched at a time; None: blocks of two.
     - `cost`: "flops", "params", "paper", "latency" (time on this machine), or a mapping from candidate to number.
-    - `strategy`: "op2" (the default recipe), "op2-printed", "op1".
+    - `strategy`: "op2" (the default recipe), "op2-printed", "op1", or another name of `autonf_nb.strategies.STRATEGIES`.
     - `hidden_features`, `batch_size`, `steps`: width of the networks, rows a step, training steps of a flow (None: 1000).
     - `max_seconds`: stop in time with the best so far.
     - `dequantize`: add uniform noise of one step to columns with many ties.

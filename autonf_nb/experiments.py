@@ -415,7 +415,7 @@ def figure3(dataset: str, seeds: Sequence[int], steps: int, folder: Path, *, job
 
 # %% ../nbs/12_experiments.ipynb #b959c5a7
 def draw_figure3(rows: Sequence[Mapping], seed: int) -> Figure:
-    "The paper's Figure 3, one run of each method: the larger weight of each layer, the losses."
+    "The paper's Figure 3, one run of each method: the weight of each layer's first candidate, the losses."
     fig = Figure(figsize=(11, 4.6), layout="constrained")
     axes = fig.subplots(2, len(METHODS), sharex=True)
     for (top, bottom), (method, title) in zip(axes.T, METHODS.items()):
@@ -441,7 +441,7 @@ def figure3_markdown(rows: Sequence[Mapping]) -> str:
              "|---|---|---|---|---|---|"]
     for method, title in METHODS.items():
         own = [r for r in rows if r["method"] == method]
-        spread = {k: f"{statistics.fmean(v):.3f} ({statistics.pstdev(v):.3f})"
+        spread = {k: f"{statistics.fmean(v):.3f} ({statistics.stdev(v):.3f})"
                   for k in ("nll", "retrained_nll") for v in [[r[k] for r in own]]}
         least = [r["least_weight"] for r in own]
         lines.append(f"| {title} | {len(own)} | {min(least):.3f} to {max(least):.3f} | {spread['nll']} | {spread['retrained_nll']} "

@@ -322,7 +322,7 @@ def autograd_trace(field: Field, z: Tensor) -> tuple[Tensor, Tensor]:
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
         z = z if z.requires_grad else z.detach().requires_grad_()
-        v = field(z)
+        v = field(z) + 0 * z  # a velocity may do without the place
         diagonal = [torch.autograd.grad(v_i.sum(), z, create_graph=keep, retain_graph=True)[0][i] for i, v_i in enumerate(v)]
         trace = torch.stack(diagonal).sum(0)
     return (v, trace) if keep else (v.detach(), trace.detach())
@@ -340,7 +340,7 @@ def vector_times_jacobian(field: Field, z: Tensor, e: Tensor) -> tuple[Tensor, T
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
         z = z if z.requires_grad else z.detach().requires_grad_()
-        v = field(z)
+        v = field(z) + 0 * z  # a velocity may do without the place
         (product,) = torch.autograd.grad(v, z, e, create_graph=keep)
     return (v, product) if keep else (v.detach(), product.detach())
 

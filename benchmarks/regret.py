@@ -1,0 +1,104 @@
+"""How far from the best flow each strategy ends, by the table of every flow (benchmarks/tabular.py).
+
+    python benchmarks/regret.py --jobs 2         # those that learn: 2 data sets x 10 seeds x 3 lambdas; a stopped run goes on
+    python benchmarks/regret.py --collect        # those that only ask, 100 seeds from the table; -> results/regret.json
+
+A strategy that learns is given the rows that a seed of the table draws, also for seeds that the table has no trainings of; what it finds is
+scored by the table's test rows, those of its own seed excepted. One that only asks is told one seed's validation rows and scored on the
+others'. Effort is in layer steps, one layer of a flow trained for one step, and in seconds of one processor."""
+import argparse
+import itertools
+from pathlib import Path
+
+import numpy as np
+from record import RESULTS, meta, write
+from tabular import HIDDEN, STEPS, rows_of
+
+from autonf_nb.parallel import run_tasks
+from autonf_nb.search import Settings
+from autonf_nb.strategies import ASKING, FlowTable, RowTrials, by_sampling, by_search, judge, noise_floor
+from autonf_nb.training import Run, one_thread
+
+LAMS, SEEDS = (0.01, 0.1, 0.5), range(10)
+# those that do not go on to train what they found are given more steps than the first stage of the default recipe
+LEARNING = {"op2": by_search("op2"), "op2-printed": by_search("op2-printed", longer=2), "op1": by_search("op1", longer=2),
+            "gumbel": by_search("gumbel", longer=2), "op2-sampled": by_sampling(longer=2),
+            "reinforce": by_sampling(paths=1, longer=4, leave_one_out=False)}
+DATASETS = ("gas_turbine", "two_moons", "power", "protein")
+ASKED = {name: range(100 if "optuna" not in name else 30) for name in ASKING}
+GRID = np.geomspace(1_000, 100_000, 25)  # layer steps at which curves are kept
+
+
+def learn(dataset: str, strategy: str, seed: int, work: str) -> list[dict]:
+    "One strategy on one draw of rows, all lambdas; what does not depend on lambda is trained once and charged to each."
+    train, val, _ = rows_of(dataset, seed)
+    table, own = FlowTable.load(dataset), [s for s in range(3) if s != seed]
+    shared, out = Path(work)/f"{dataset}-{seed}", []
+    shared.mkdir(parents=True, exist_ok=True)
+    for lam in LAMS:
+        s = Settings(n_layers=3, block_size=2, lam=lam, hidden_features=HIDDEN, steps=STEPS, seed=seed, strategy="op2")
+        with one_thread():
+            trials = RowTrials(train, val, s, Run(shared=shared))
+            architecture = list(LEARNING[strategy](trials, np.random.default_rng(seed)))[-1]
+        out.append({"dataset": dataset, "strategy": strategy, "lam": lam, "seed": seed, "architecture": list(architecture),
+                    "regret": table.regret(architecture, lam, seeds=own), "seconds": trials.seconds, "steps": trials.steps})
+    return out
+
+
+def ask(table: FlowTable, strategy: str, lam: float) -> list[dict]:
+    "A strategy that only asks, at the efforts of GRID."
+    out = []
+    for seed in ASKED[strategy]:
+        record = judge(ASKING[strategy], table, lam, seed=seed, budget=GRID[-1])
+        at = np.searchsorted(record["steps"], GRID, side="right") - 1  # the last recommendation within the effort
+        regret = [record["regret"][i] if i >= 0 else None for i in at]
+        out.append({"seed": seed, "regret": regret, "seconds": [record["seconds"][max(i, 0)] for i in at]})
+    return out
+
+
+def within(runs: list[dict], effort: float) -> tuple[list[float], float]:
+    "Regrets and mean seconds of the runs when they have spent the effort."
+    at = max(0, int(np.searchsorted(GRID, effort, side="right")) - 1)
+    return [r["regret"][at] for r in runs], float(np.mean([r["seconds"][at] for r in runs]))
+
+
+def curves(table: FlowTable) -> list[dict]:
+    "Mean, median and quantiles over seeds of each asking strategy's regret along the grid."
+    out = []
+    for strategy, lam in itertools.product(ASKING, LAMS):
+        regrets = np.array([r["regret"] for r in ask(table, strategy, lam)], dtype=float)
+        low, middle, high = np.nanquantile(regrets, (0.1, 0.5, 0.9), axis=0)
+        out.append({"dataset": table.dataset, "strategy": strategy, "lam": lam, "steps": GRID.tolist(),
+                    "mean": np.nanmean(regrets, 0).tolist(), "low": low.tolist(), "median": middle.tolist(), "high": high.tolist()})
+    return out
+
+
+def collect(parts: dict[str, list[dict]]) -> None:
+    rows = sum(parts.values(), [])
+    lines, floors = [], []
+    for dataset in DATASETS:
+        table = FlowTable.load(dataset)
+        lines += curves(table)
+        floors += [dict(zip(("dataset", "lam", "floor", "oracle"), (dataset, lam, *noise_floor(table, lam)))) for lam in LAMS]
+    about = meta("python benchmarks/regret.py --jobs N; --collect", seeds=list(SEEDS), packages=("numpy", "optuna"), lambdas=LAMS,
+                 hidden_features=HIDDEN, steps=STEPS, asked={k: len(v) for k, v in ASKED.items()}, grid=GRID.tolist(),
+                 data="the rows of autonf_nb/datasets/tabular_benchmark.npz")
+    write(RESULTS/"regret.json", about, rows, curves=lines, floors=floors)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--work", type=Path, default=Path("regret_work"), help="folder of what is trained and finished")
+    parser.add_argument("--strategies", default=",".join(LEARNING))
+    parser.add_argument("--datasets", default="gas_turbine,two_moons")
+    parser.add_argument("--collect", action="store_true", help="write what is finished")
+    args = parser.parse_args()
+    tasks = {f"{d}, {k}, seed {s}": {"dataset": d, "strategy": k, "seed": s, "work": str(args.work/"flows")}
+             for k, s, d in itertools.product(args.strategies.split(","), SEEDS, args.datasets.split(","))}
+    if not args.collect:
+        run_tasks(learn, tasks, args.work/"parts", jobs=args.jobs, title="regret")
+    else:
+        from autonf_nb.parallel import Results
+        done = {name: Results(args.work/"parts").get(name, a) for name, a in tasks.items()}
+        collect({name: part["result"] for name, part in done.items() if part})
