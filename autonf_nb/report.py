@@ -624,11 +624,15 @@ def _why(summary: dict, blocks: list[str], tradeoff: Picture | None) -> str:
     lam = summary["search"].get("lam")
     text = (
         f"The search looks for the lowest FOM 1 = NLL + λ × cost with λ = {lam}: a layer that costs as much as one RealNVP layer has to "
-        f"lower the NLL by {lam} nats a row. In a block of layers all paths of candidates are trained together, as one superflow that "
-        "shares their layers; the curves show how the weights chose among them, and the tables price the best paths with the shared "
-        "layers on the validation rows. Shared prices rank paths; most are higher than what a path reaches when it is trained on its own."
+        f"lower the NLL by {lam} nats a row."
     )
-    if len(tried_groups(summary.get("history") or {})) > 1:
+    if blocks:
+        text += (" In a block of layers all paths of candidates are trained together, as one superflow that shares their layers; the "
+                 "curves show how the weights chose among them, and the tables price the best paths with the shared layers on the "
+                 "validation rows. Shared prices rank paths; most are higher than what a path reaches when it is trained on its own.")
+    else:
+        text += f" By the strategy {summary['search'].get('strategy')}, which trains flows one by one and learns from how they end."
+    if blocks and len(tried_groups(summary.get("history") or {})) > 1:
         text += " What the blocks proposed was then trained on its own, many flows briefly and the best of them in full."
     left, right = (tradeoff.to_html() if tradeoff else "") + _front(summary), _tried(summary)
     both = f'<div class="grid"><div>{left}</div><div>{right}</div></div>' if left or right else ""

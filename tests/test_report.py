@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from autonf_nb.report import page, write_report
-from autonf_nb.search import search_flow
+from autonf_nb.search import RECIPES, search_flow
+from autonf_nb.strategies import STRATEGIES
 
 
 def summary_of(result, columns, options):
@@ -19,7 +20,7 @@ def summary_of(result, columns, options):
             "history": result.history, "seconds": result.seconds, "notes": result.notes}
 
 
-@pytest.mark.parametrize("strategy", ["op2", "op2-printed", "op1"])
+@pytest.mark.parametrize("strategy", [*filter(RECIPES.get, STRATEGIES), "evolution", "op2-sampled"])
 @pytest.mark.parametrize("features, lam, candidates", [(2, 0.01, ("MAF", "RealNVP", "NULL")), (1, 100.0, ("RealNVP", "NULL")),
                                                        (2, 0.01, ("RealNVP", "RQ-C"))])
 def test_every_history_makes_a_page(strategy, features, lam, candidates, tmp_path):
@@ -28,7 +29,7 @@ def test_every_history_makes_a_page(strategy, features, lam, candidates, tmp_pat
     result = search_flow(x[:200], x[200:], progress=False, **options)
     path = write_report(tmp_path / "out", summary_of(result, [f"c{i}" for i in range(features)], options))
     text = path.read_text()
-    assert "Why this one" in text and "Block 1" in text
+    assert "Why this one" in text and ("Block 1" in text) == (strategy in RECIPES)
     assert json.loads((path.parent / "metrics.json").read_text())["flow"]["architecture"] == list(result.architecture)
     assert json.loads((path.parent / "history.json").read_text()).keys() == result.history.keys()
     assert not list(path.parent.rglob("*.part"))
