@@ -305,8 +305,8 @@ def _core(path: list[str]) -> Architecture:
 
 
 def stretched(cell: Architecture, n_layers: int) -> list[Architecture]:
-    "The cell as it is and in 2, 4, 8, ... layers, at most `n_layers`, its first candidate repeated."
-    lengths = [len(cell), *(2**i for i in range(n_layers.bit_length()) if 2**i > len(cell))]
+    "The cell as it is, in 2, 4, 8, ... and in `n_layers` layers, its first candidate repeated."
+    lengths = sorted({len(cell), n_layers, *(2**i for i in range(n_layers.bit_length()) if 2**i > len(cell))})
     return [Architecture((cell[0],) * (length - len(cell)) + tuple(cell)) for length in lengths]
 
 # %% ../nbs/09_blockwise_search.ipynb #85da9960

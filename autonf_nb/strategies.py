@@ -28,10 +28,10 @@ from .superflow import StratifiedSuperFlow, outer_sum
 from .training import LEARNING_RATE, Batches, Loop, Rows, Run, adam, cosine, seeded, set_lr, step_theta
 
 # %% auto #0
-__all__ = ['Strategy', 'ASKING', 'Path', 'LEARNING', 'STRATEGIES', 'GROWERS', 'FlowTable', 'noise_floor', 'Trials', 'TableTrials',
-           'random_architecture', 'random_search', 'exhaustive', 'judge', 'mutated', 'evolution', 'halving', 'tpe',
-           'nsga2', 'RowTrials', 'by_search', 'draw_path', 'log_probability', 'value_of', 'score_loss', 'by_sampling',
-           'gumbel_softmax', 'grow_by', 'register_strategy']
+__all__ = ['Strategy', 'ASKING', 'TreePath', 'LEARNING', 'STRATEGIES', 'GROWERS', 'FlowTable', 'noise_floor', 'Trials',
+           'TableTrials', 'random_architecture', 'random_search', 'exhaustive', 'judge', 'mutated', 'evolution',
+           'halving', 'tpe', 'nsga2', 'RowTrials', 'by_search', 'draw_path', 'log_probability', 'value_of',
+           'score_loss', 'by_sampling', 'gumbel_softmax', 'grow_by', 'register_strategy']
 
 # %% ../nbs/10_strategies.ipynb #c0f8824b
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ def _optuna():
 def _with_sampler(trials: Trials, sampler: object, objectives: int) -> Iterator[Architecture]:
     study = _optuna().create_study(directions=["minimize"] * objectives, sampler=sampler)
     stale = 0
-    while stale < 200:  # in a space that is used up it asks for the same again and again
+    while stale < 20:  # in a space that is nearly used up it asks for the same again and again
         trial = study.ask()
         depth = trial.suggest_int("depth", trials.depths[0], trials.depths[-1])
         architecture = Architecture(trial.suggest_categorical(f"layer {i}", trials.candidates) for i in range(depth))
@@ -331,10 +331,10 @@ def by_search(strategy: str, longer: float = 1.0) -> Strategy:
     return search
 
 # %% ../nbs/10_strategies.ipynb #61a9bf81
-Path = tuple[int, tuple[int, ...]]  # depth, and a candidate's index for each of its layers
+TreePath = tuple[int, tuple[int, ...]]  # depth, and a candidate's index for each of its layers
 
 
-def draw_path(superflow: StratifiedSuperFlow, *, uniform: bool = False) -> Path:
+def draw_path(superflow: StratifiedSuperFlow, *, uniform: bool = False) -> TreePath:
     "A path from q and W, by torch's generator; `uniform`: all depths above 0 and all candidates alike."
     def draw(weights: Tensor) -> int:
         return int(torch.multinomial((torch.ones_like(weights) if uniform else weights).detach().cpu(), 1))
@@ -343,7 +343,7 @@ def draw_path(superflow: StratifiedSuperFlow, *, uniform: bool = False) -> Path:
     return depth, tuple(draw(w) for w in superflow.stratum(depth).weights()) if depth else ()
 
 
-def log_probability(superflow: StratifiedSuperFlow, path: Path) -> Tensor:
+def log_probability(superflow: StratifiedSuperFlow, path: TreePath) -> Tensor:
     "log of the probability with which `draw_path` draws the path, with gradients to alpha and gamma."
     depth, names = path
     value = torch.log_softmax(superflow.gamma, 0)[superflow.depths.index(depth)]
@@ -352,7 +352,7 @@ def log_probability(superflow: StratifiedSuperFlow, path: Path) -> Tensor:
     return value
 
 
-def value_of(superflow: StratifiedSuperFlow, path: Path, rows: Rows, lam: float) -> tuple[Tensor, float]:
+def value_of(superflow: StratifiedSuperFlow, path: TreePath, rows: Rows, lam: float) -> tuple[Tensor, float]:
     "NLL of a path's flow on the rows, in nats a row, with gradients to theta; and lam * cost."
     depth, names = path
     log_prob = Flow(superflow.path_transform(*path), rows.x.shape[1]).log_prob(rows.x, rows.context)

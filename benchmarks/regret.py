@@ -1,6 +1,6 @@
 """How far from the best flow each strategy ends, by the table of every flow (benchmarks/tabular.py).
 
-    python benchmarks/regret.py --jobs 2         # those that learn: 2 data sets x 10 seeds x 3 lambdas; a stopped run goes on
+    python benchmarks/regret.py --jobs 2         # those that learn: 10 seeds x 3 lambdas; a stopped run goes on
     python benchmarks/regret.py --collect        # those that only ask, 100 seeds from the table; -> results/regret.json
 
 A strategy that learns is given the rows that a seed of the table draws, also for seeds that the table has no trainings of; what it finds is
@@ -95,7 +95,7 @@ if __name__ == "__main__":
     parser.add_argument("--collect", action="store_true", help="write what is finished")
     args = parser.parse_args()
     tasks = {f"{d}, {k}, seed {s}": {"dataset": d, "strategy": k, "seed": s, "work": str(args.work/"flows")}
-             for k, s, d in itertools.product(args.strategies.split(","), SEEDS, args.datasets.split(","))}
+             for s, k, d in itertools.product(SEEDS, args.strategies.split(","), args.datasets.split(","))}
     if not args.collect:
         run_tasks(learn, tasks, args.work/"parts", jobs=args.jobs, title="regret")
     else:
