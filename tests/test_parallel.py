@@ -67,4 +67,4 @@ def test_workers_that_keep_dying_end_the_job_with_a_sentence(tmp_path):
 
 def test_a_task_that_raises_in_a_worker_is_named(tmp_path):
     with pytest.raises(TaskError, match="task 'no log' failed: TypeError"):
-        run_tasks(train, {"no log": {"seed": 0}, "and": {"seed": 1}}, tmp_path, jobs=2, progress=False)
+        run_tasks(train, {"no log": {"seed": 0}, "and": {"seed": 1, "log": str(tmp_path/"log")}}, tmp_path/"parts", jobs=2, progress=False)
