@@ -634,8 +634,8 @@ def _why(summary: dict, blocks: list[str], tradeoff: Picture | None) -> str:
         text += f" By the strategy {summary['search'].get('strategy')}, which trains flows one by one and learns from how they end."
     if blocks and len(tried_groups(summary.get("history") or {})) > 1:
         text += " What the blocks proposed was then trained on its own, many flows briefly and the best of them in full."
-    left, right = (tradeoff.to_html() if tradeoff else "") + _front(summary), _tried(summary)
-    both = f'<div class="grid"><div>{left}</div><div>{right}</div></div>' if left or right else ""
+    left, right = tradeoff.to_html() if tradeoff else "", _tried(summary)
+    both = (f'<div class="grid"><div>{left}</div><div>{right}</div></div>' if left or right else "") + _front(summary)
     listed = f'<div class="grid">{"".join(blocks)}</div>' if blocks else ""
     return section("Why this one", f"<p>{text}</p>", both, listed, long=True)
 
