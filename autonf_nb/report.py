@@ -631,7 +631,7 @@ def _why(summary: dict, blocks: list[str], tradeoff: Picture | None) -> str:
                  "curves show how the weights chose among them, and the tables price the best paths with the shared layers on the "
                  "validation rows. Shared prices rank paths; most are higher than what a path reaches when it is trained on its own.")
     else:
-        text += f" By the strategy {summary['search'].get('strategy')}, which trains flows one by one and learns from how they end."
+        text += f" It went by the strategy {summary['search'].get('strategy')} (chapter Search against the truth)."
     if blocks and len(tried_groups(summary.get("history") or {})) > 1:
         text += " What the blocks proposed was then trained on its own, many flows briefly and the best of them in full."
     left, right = tradeoff.to_html() if tradeoff else "", _tried(summary)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 from record import RESULTS, meta, write
-from tabular import HIDDEN, STEPS, rows_of
+from tabular import DATASETS, HIDDEN, STEPS, rows_of
 
-from autonf_nb.parallel import run_tasks
+from autonf_nb.parallel import Results, run_tasks
 from autonf_nb.search import Settings
 from autonf_nb.strategies import ASKING, FlowTable, RowTrials, by_sampling, by_search, judge, noise_floor
 from autonf_nb.training import Run, one_thread
@@ -24,7 +24,6 @@ LAMS, SEEDS = (0.01, 0.1, 0.5), range(10)
 LEARNING = {"op2": by_search("op2"), "op2-printed": by_search("op2-printed", longer=2), "op1": by_search("op1", longer=2),
             "gumbel": by_search("gumbel", longer=2), "op2-sampled": by_sampling(longer=2),
             "reinforce": by_sampling(paths=1, longer=4, leave_one_out=False)}
-DATASETS = ("gas_turbine", "two_moons", "power", "protein")
 ASKED = {name: range(100 if "optuna" not in name else 30) for name in ASKING}
 GRID = np.geomspace(1_000, 100_000, 25)  # layer steps at which curves are kept
 
@@ -45,28 +44,21 @@ def learn(dataset: str, strategy: str, seed: int, work: str) -> list[dict]:
     return out
 
 
-def ask(table: FlowTable, strategy: str, lam: float) -> list[dict]:
-    "A strategy that only asks, at the efforts of GRID."
+def ask(table: FlowTable, strategy: str, lam: float) -> np.ndarray:
+    "(seeds, GRID) regret of a strategy that only asks, NaN before its first recommendation."
     out = []
     for seed in ASKED[strategy]:
         record = judge(ASKING[strategy], table, lam, seed=seed, budget=GRID[-1])
         at = np.searchsorted(record["steps"], GRID, side="right") - 1  # the last recommendation within the effort
-        regret = [record["regret"][i] if i >= 0 else None for i in at]
-        out.append({"seed": seed, "regret": regret, "seconds": [record["seconds"][max(i, 0)] for i in at]})
-    return out
-
-
-def within(runs: list[dict], effort: float) -> tuple[list[float], float]:
-    "Regrets and mean seconds of the runs when they have spent the effort."
-    at = max(0, int(np.searchsorted(GRID, effort, side="right")) - 1)
-    return [r["regret"][at] for r in runs], float(np.mean([r["seconds"][at] for r in runs]))
+        out.append([record["regret"][i] if i >= 0 else np.nan for i in at])
+    return np.array(out)
 
 
 def curves(table: FlowTable) -> list[dict]:
     "Mean, median and quantiles over seeds of each asking strategy's regret along the grid."
     out = []
     for strategy, lam in itertools.product(ASKING, LAMS):
-        regrets = np.array([r["regret"] for r in ask(table, strategy, lam)], dtype=float)
+        regrets = ask(table, strategy, lam)
         low, middle, high = np.nanquantile(regrets, (0.1, 0.5, 0.9), axis=0)
         out.append({"dataset": table.dataset, "strategy": strategy, "lam": lam, "steps": GRID.tolist(),
                     "mean": np.nanmean(regrets, 0).tolist(), "low": low.tolist(), "median": middle.tolist(), "high": high.tolist()})
@@ -99,6 +91,5 @@ if __name__ == "__main__":
     if not args.collect:
         run_tasks(learn, tasks, args.work/"parts", jobs=args.jobs, title="regret")
     else:
-        from autonf_nb.parallel import Results
         done = {name: Results(args.work/"parts").get(name, a) for name, a in tasks.items()}
         collect({name: part["result"] for name, part in done.items() if part})
