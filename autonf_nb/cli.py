@@ -147,7 +147,9 @@ def _add_experiments(verbs: Any) -> None:
     def add(verb: str, told: str, **defaults: Any) -> None:
         p = verbs.add_parser(verb, help=told)
         p.add_argument("--out", default=f"autonf_{verb}", metavar="DIR", help="folder to write; what is finished there is not run again")
-        p.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes side by side")
+        p.add_argument("--jobs", type=int, metavar="N", help="trainings at a time; None: one for each core, here or of the Ray cluster")
+        p.add_argument("--engine", default="local", metavar="ENGINE", help="where trainings run: local (here), ray (chapter 08b)")
+        p.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster to join; None: one on this machine")
         for name, (kind, default, text) in defaults.items():
             p.add_argument(f"--{name}", type=kind, default=default, metavar=name.upper(), help=text)
 
@@ -617,6 +619,11 @@ def write_record(path: Path, argv: Sequence[str], seeds: Sequence[int], rows: Se
     part.replace(path)
 
 
+def _how(args: argparse.Namespace) -> dict[str, Any]:
+    "Where and how the trainings of an experiment run."
+    return {"jobs": args.jobs, "engine": args.engine, "address": args.address}
+
+
 def _known_sets(given: Sequence[str]) -> tuple[str, ...]:
     from autonf_nb.experiments import STAND_INS
     for name in given:
@@ -633,7 +640,7 @@ def table1(args: argparse.Namespace, argv: Sequence[str], said: list[str]) -> in
     preset = e.PRESETS[args.preset]
     preset = e.Preset(_known_sets(args.datasets or preset.datasets), args.seeds or preset.seeds, args.steps or preset.steps)
     folder = experiment_folder(args.out)
-    rows = e.table1(preset, folder, jobs=args.jobs)
+    rows = e.table1(preset, folder, **_how(args))
     text = "\n\n".join([e.table1_markdown(rows), e.verdicts_markdown(rows)])
     (folder/"table1.md").write_text(text + "\n")
     write_record(folder/"table1.json", argv, preset.seeds, rows, steps=preset.steps)
@@ -645,7 +652,7 @@ def figure2(args: argparse.Namespace, argv: Sequence[str], said: list[str]) -> i
     "`autonf figure2`"
     from autonf_nb import experiments as e
     (dataset,), folder = _known_sets([args.dataset]), experiment_folder(args.out)
-    rows, seconds = e.figure2(dataset, args.seed, args.steps, folder, jobs=args.jobs)
+    rows, seconds = e.figure2(dataset, args.seed, args.steps, folder, **_how(args))
     e.draw_figure2(rows).savefig(folder/"figure2.png", dpi=150)
     write_record(folder/"figure2.json", argv, [args.seed], rows, steps=args.steps, dataset=dataset, seconds=seconds)
     print(f"{len(e.FIGURE2_LAMBDAS)} searches took {seconds['searches']:.0f} s, one front {seconds['front']:.0f} s; "
@@ -657,7 +664,7 @@ def figure3(args: argparse.Namespace, argv: Sequence[str], said: list[str]) -> i
     "`autonf figure3`"
     from autonf_nb import experiments as e
     (dataset,), folder = _known_sets([args.dataset]), experiment_folder(args.out)
-    rows = e.figure3(dataset, args.seeds, args.steps, folder, jobs=args.jobs)
+    rows = e.figure3(dataset, args.seeds, args.steps, folder, **_how(args))
     e.draw_figure3(rows, args.seeds[0]).savefig(folder/"figure3.png", dpi=150)
     (folder/"figure3.md").write_text(e.figure3_markdown(rows) + "\n")
     write_record(folder/"figure3.json", argv, args.seeds, rows, steps=args.steps, dataset=dataset)
@@ -745,8 +752,8 @@ def _sentence(error: BaseException) -> str:
 
 
 def _is_users(error: Exception) -> bool:
-    "Bad input, an unusable folder, a full disk: not a fault of the program."
-    return isinstance(error, (ValueError, TypeError, OSError)) or type(error).__name__ in ("TrainingError", "SafetensorError")
+    "Bad input, an unusable folder, a full disk, an extra that is not installed: not a fault of the program."
+    return isinstance(error, (ValueError, TypeError, OSError, ImportError)) or type(error).__name__ in ("TrainingError", "SafetensorError")
 
 
 VERBS: dict[str, Callable[[argparse.Namespace, Sequence[str], list[str]], int]] = {

@@ -267,15 +267,17 @@ def verdicts_markdown(rows: Iterable[Mapping]) -> str:
     return "\n".join(lines)
 
 # %% ../nbs/12_experiments.ipynb #da2244f9
-def _finished(tasks: Mapping[str, dict], folder: Path, jobs: int, progress: bool, title: str) -> dict[str, dict]:
+def _finished(tasks: Mapping[str, dict], folder: Path, title: str, how: Mapping[str, Any]) -> dict[str, dict]:
     "Run what is not finished in `folder`; where the flows lie is no part of a task, so that a folder can be moved."
-    run = partial(run_task, work=str(Path(folder)/"flows"))
-    return run_tasks(run, tasks, Path(folder)/"parts", jobs=jobs, progress=progress, title=title)
+    run = partial(run_task, work=str(Path(folder).absolute()/"flows"))  # a worker may be in another folder
+    return run_tasks(run, tasks, Path(folder)/"parts", title=title, **how)
 
 
-def table1(preset: Preset, folder: Path, *, jobs: int = 1, progress: bool = True) -> list[dict]:
-    "Run what is not finished of Table 1 in `folder`, and return its rows. Can be stopped and called again."
-    return table1_rows(preset, _finished(table1_tasks(preset), folder, jobs, progress, "Table 1"))
+def table1(preset: Preset, folder: Path, **how: Any) -> list[dict]:
+    """Run what is not finished of Table 1 in `folder`, and return its rows. Can be stopped and called again.
+
+    `how` are `jobs`, `engine`, `address` and `progress`, as of `run_tasks`, which also says what it raises."""
+    return table1_rows(preset, _finished(table1_tasks(preset), folder, "Table 1", how))
 
 # %% ../nbs/12_experiments.ipynb #24db2f5e
 def _mean(rows: Sequence[Mapping], key: str) -> float | None:
@@ -346,9 +348,11 @@ def figure2_rows(parts: Mapping[str, Mapping]) -> list[dict]:
     return rows
 
 
-def figure2(dataset: str, seed: int, steps: int, folder: Path, *, jobs: int = 1, progress: bool = True) -> tuple[list[dict], dict]:
-    "(rows, seconds of the searches and of the front). Can be stopped and called again; in the folder of Table 1 it shares its flows."
-    parts = _finished(figure2_tasks(dataset, seed, steps), folder, jobs, progress, "Figure 2")
+def figure2(dataset: str, seed: int, steps: int, folder: Path, **how: Any) -> tuple[list[dict], dict]:
+    """(rows, seconds of the searches and of the front). Can be stopped and called again; in the folder of Table 1 it shares its flows.
+
+    `how` as for `table1`."""
+    parts = _finished(figure2_tasks(dataset, seed, steps), folder, "Figure 2", how)
     searches = sum(p["search_seconds"] for n, p in parts.items() if ", search, " in n)
     return figure2_rows(parts), {"searches": searches, "front": parts[f"{dataset}, seed {seed}, front"]["search_seconds"]}
 
@@ -406,11 +410,11 @@ def binary_task(dataset: str, seed: int, steps: int, work: str, method: str) -> 
 TASKS["binary"] = binary_task
 
 
-def figure3(dataset: str, seeds: Sequence[int], steps: int, folder: Path, *, jobs: int = 1, progress: bool = True) -> list[dict]:
-    "One row for each method and seed. Can be stopped and called again."
+def figure3(dataset: str, seeds: Sequence[int], steps: int, folder: Path, **how: Any) -> list[dict]:
+    "One row for each method and seed. Can be stopped and called again; `how` as for `table1`."
     tasks = {f"{dataset}, seed {s}, {m}, {steps} steps": {"kind": "binary", "dataset": dataset, "seed": s, "steps": steps, "method": m}
              for s, m in itertools.product(seeds, METHODS)}
-    parts = _finished(tasks, folder, jobs, progress, "Figure 3")
+    parts = _finished(tasks, folder, "Figure 3", how)
     return [{"dataset": dataset, "seed": task["seed"], "method": task["method"], **parts[name]} for name, task in tasks.items()]
 
 # %% ../nbs/12_experiments.ipynb #b959c5a7

@@ -116,7 +116,7 @@ def test_module_imports_only_earlier_chapters(module):
 def test_module_imports_only_what_is_required(module):
     settings = ConfigParser(delimiters=["="])
     settings.read(ROOT / "settings.ini", encoding="utf-8")
-    named = " ".join(settings["DEFAULT"][f"{extra}requirements"] for extra in ("", "bsds300_", "cnf_", "optuna_")).split()
+    named = " ".join(settings["DEFAULT"][f"{extra}requirements"] for extra in ("", "bsds300_", "cnf_", "optuna_", "ray_")).split()
     required = {re.split(r"[<>=!~]", r)[0].replace("-", "_") for r in named}
     known = required | {"sklearn", "autonf_nb"} | sys.stdlib_module_names
     assert not {name.split(".")[0] for name in imports(module)} - known, "name it among the requirements of settings.ini"
