@@ -147,9 +147,10 @@ def _add_experiments(verbs: Any) -> None:
     def add(verb: str, told: str, **defaults: Any) -> None:
         p = verbs.add_parser(verb, help=told)
         p.add_argument("--out", default=f"autonf_{verb}", metavar="DIR", help="folder to write; what is finished there is not run again")
-        p.add_argument("--jobs", type=int, metavar="N", help="trainings at a time; None: one for each core, here or of the Ray cluster")
-        p.add_argument("--engine", default="local", metavar="ENGINE", help="where trainings run: local (here), ray (chapter 08b)")
-        p.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster to join; None: one on this machine")
+        p.add_argument("--jobs", type=int, metavar="N", help="trainings at a time; None: one for each core")
+        p.add_argument("--engine", default="local", metavar="ENGINE",
+                       help="where trainings run: local, this machine; ray, all machines of a Ray cluster")
+        p.add_argument("--address", metavar="HOST:PORT", help="of the Ray cluster to join; None: one is started here")
         for name, (kind, default, text) in defaults.items():
             p.add_argument(f"--{name}", type=kind, default=default, metavar=name.upper(), help=text)
 

@@ -9,7 +9,7 @@ import itertools
 import os
 import platform
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from .candidates import Architecture, SearchSpace
 from .cost import PAPER_TABLE_1, architecture_cost
-from .data import DATASETS, Standardizer, dequantize, load_dataset, split_rows
+from .data import DATASETS, DataError, Standardizer, dequantize, load_dataset, split_rows
 from .flow import Flow
 from .front import search_front
 from .full_sets import full_set, is_prepared
@@ -133,8 +133,14 @@ def front_task(dataset: str, seed: int, steps: int, work: str) -> dict[str, Any]
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {"flow": flow_task, "search": search_task, "front": front_task}
 
 
-def run_task(kind: str, work: str, **arguments: Any) -> dict[str, Any]:
-    "A task of one of the kinds above, and what ran it; `work` is the folder of shared flows. Importable, as `run_tasks` wants it."
+def run_task(kind: str, work: str, whole: Collection[str] | None = None, **arguments: Any) -> dict[str, Any]:
+    """A task of one of the kinds above, and what ran it; `work` is the folder of shared flows. Importable, as `run_tasks` wants it.
+
+    `whole` are the data sets that are whole where the experiment was started: DataError if they are not the same on this machine."""
+    if whole is not None and is_prepared(arguments["dataset"]) != (arguments["dataset"] in whole):
+        here, there = ("whole", "a part") if is_prepared(arguments["dataset"]) else ("a part", "whole")
+        raise DataError(f"{arguments['dataset']} is {here} on {platform.node()}, and {there} where this was started: "
+                        "put the same files into AUTONF_DATA on all machines")
     return {**TASKS[kind](work=work, **arguments), "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"}
 
 # %% ../nbs/12_experiments.ipynb #71d8de29
@@ -269,7 +275,7 @@ def verdicts_markdown(rows: Iterable[Mapping]) -> str:
 # %% ../nbs/12_experiments.ipynb #da2244f9
 def _finished(tasks: Mapping[str, dict], folder: Path, title: str, how: Mapping[str, Any]) -> dict[str, dict]:
     "Run what is not finished in `folder`; where the flows lie is no part of a task, so that a folder can be moved."
-    run = partial(run_task, work=str(Path(folder).absolute()/"flows"))  # a worker may be in another folder
+    run = partial(run_task, work=str(Path(folder).absolute()/"flows"), whole=tuple(filter(is_prepared, STAND_INS)))
     return run_tasks(run, tasks, Path(folder)/"parts", title=title, **how)
 
 

@@ -101,7 +101,7 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise ImportError("engine='ray' needs Ray: pip install 'autonf_nb[ray]'") from None
+        raise ImportError("the engine 'ray' needs Ray: pip install 'autonf_nb[ray]'") from None
     return ray
 
 
@@ -201,7 +201,7 @@ def run_tasks(
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}.")
     if address is not None and engine != "ray":
-        raise ValueError(f"address is that of a Ray cluster, and engine is {engine!r}: set engine='ray' too.")
+        raise ValueError(f"address is that of a Ray cluster, for the engine 'ray', and the engine is {engine!r}.")
     jobs = jobs or (None if engine == "ray" else os.cpu_count() or 1)
     run = (partial(_on_ray, jobs=jobs, address=address) if engine == "ray" else
            _in_process if jobs == 1 else partial(_in_processes, jobs=jobs))

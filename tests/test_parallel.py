@@ -215,5 +215,5 @@ def test_nobody_at_the_address_is_said_at_once(tmp_path, capsys):
 
 def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match=r"engine='ray' needs Ray: pip install 'autonf_nb\[ray\]'"):
+    with pytest.raises(ImportError, match=r"the engine 'ray' needs Ray: pip install 'autonf_nb\[ray\]'"):
         run_tasks(square, {"a": {}}, tmp_path, engine="ray", progress=False)
