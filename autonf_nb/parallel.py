@@ -109,7 +109,7 @@ def _surroundings() -> dict[str, str]:
     "Environment of Ray's workers: one thread, the data where they lie here, and what can be imported here."
     own = [p for p in sys.path if p and not p.startswith((sys.prefix, sys.base_prefix))]
     data = {"AUTONF_DATA": os.path.abspath(os.path.expanduser(os.environ["AUTONF_DATA"]))} if os.environ.get("AUTONF_DATA") else {}
-    return {**dict([ONE_THREAD]), "PYTHONPATH": os.pathsep.join(own), **data}
+    return dict([ONE_THREAD], PYTHONPATH=os.pathsep.join(own), **data)
 
 # %% ../nbs/08b_parallel_runs.ipynb #d5e70228
 def _knock(address: str) -> None:
