@@ -53,7 +53,7 @@ def train_or_kill(seed: int, log: str, marker: str) -> float:
             f.write("2\n")
         victim.with_suffix(".part").write_text(str(os.getpid()))
         victim.with_suffix(".part").rename(victim)
-        time.sleep(120)
+        time.sleep(300)
     if seed == 3 and not Path(marker).exists():
         while not victim.exists():
             time.sleep(0.05)
