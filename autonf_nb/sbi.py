@@ -300,7 +300,7 @@ def _estimator_class() -> type[nn.Module]:
 
     return AutoNFEstimator
 
-
+# %% ../nbs/18_conditional_and_sbi.ipynb #607e5012
 def _empty_estimator() -> nn.Module:
     cls = _estimator_class()
     return cls.__new__(cls)

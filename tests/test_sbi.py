@@ -124,6 +124,21 @@ def test_sbi_trains_the_architecture_found(est, prior, fresh, monkeypatch, tmp_p
     assert len(list(trained.parameters())) == len(list(est.flow_.parameters()))
 
 
+@pytest.mark.filterwarnings("ignore:Maximum number of epochs", "ignore:The proposal you passed")
+def test_sbi_trains_it_in_rounds(est, prior, monkeypatch, tmp_path):
+    from sbi.inference import NPE
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    inference, observed = NPE(prior=prior, density_estimator=sbi_builder(est), show_progress_bars=False), torch.zeros(2)
+    inference.append_simulations(*(torch.tensor(t).float() for t in TWO_MOONS.pairs(500, seed=2))).train(max_num_epochs=2)
+    proposal = inference.build_posterior().set_default_x(observed)
+    theta = proposal.sample((200,), show_progress_bars=False)
+    x = TWO_MOONS.simulate(theta.double().numpy(), np.random.default_rng(0))
+    inference.append_simulations(theta, torch.tensor(x).float(), proposal=proposal).train(max_num_epochs=2)
+    drawn = inference.build_posterior().sample((50,), x=observed, show_progress_bars=False)
+    assert drawn.shape == (50, 2) and drawn.abs().max() < 1
+
+
 def test_builder_makes_fresh_flows(est):
     pairs = [torch.tensor(t).float() for t in TWO_MOONS.pairs(200, seed=3)]
     build = sbi_builder(est)
