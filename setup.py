@@ -30,7 +30,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
     package_data={cfg["lib_path"]: ["datasets/*.npz"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("bsds300", "cnf", "optuna", "ray", "dev", "docs")},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("bsds300", "cnf", "optuna", "ray", "sbi", "dev", "docs")},
     python_requires=">=" + cfg["min_python"],
     long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
     long_description_content_type="text/markdown",
