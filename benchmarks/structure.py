@@ -1,14 +1,12 @@
 """Coupling masks on a part of HIGGS: alternating, half, random, evolved, and chosen by a superflow, with and without LU layers.
 
-    python benchmarks/structure.py              # a stopped run goes on
-    python benchmarks/structure.py --collect    # -> results/structure.json
+    python benchmarks/structure.py    # -> results/structure.json; a stopped run goes on
 
 Stacks of four RealNVP or RQ-C layers, 32 hidden units; `bare` ones have neither LU layers nor reversals. A seed draws 20,000 rows, their
 split, the batches, the weights and the masks. Random search and evolution train as many flows, 24, for 150 steps each; the superflow's two
 blocks of two layers take as many layer steps, with five or six masks to choose from in each layer. Then each arm's masks are trained for
-800 steps. HIGGS is looked for under AUTONF_DATA; what is there is a part of it."""
+800 steps. Searches four times as long are made for bare RealNVP. HIGGS is looked for under AUTONF_DATA; what is there is a part of it."""
 import argparse
-import itertools
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +28,8 @@ from autonf_nb.transforms.linear import LULinear
 from record import RESULTS, meta, write
 
 LAYERS, HIDDEN, ROWS, STEPS, SHORT, TRAININGS, LAM = 4, 32, 20_000, 800, 150, 24, 0.1
-SEEDS, KINDS = (0, 1, 2), ("RealNVP", "RQ-C", "RealNVP-bare", "RQ-C-bare")
+SEEDS = (0, 1, 2)
+KINDS = {"RealNVP": SEEDS, "RQ-C": SEEDS, "RealNVP-bare": SEEDS, "RQ-C-bare": SEEDS}
 for name, univariate in (("RealNVP", without_bins(AFFINE)), ("RQ-C", rational_quadratic)):
     register_candidate(Candidate(f"{name}-bare", "the coupling layer alone", in_coupling(univariate), mixing=False))
 
@@ -49,10 +48,10 @@ def fixed(kind: str, features: int) -> list[Architecture]:
     return [with_roles(Architecture([kind] * LAYERS), roles(LAYERS, features)) for roles in (alternating_roles, half_roles)]
 
 
-def drawn(kind: str, features: int, seed: int) -> list[Architecture]:
-    "As many stacks of random masks as evolution trains."
+def drawn(kind: str, features: int, seed: int, n: int) -> list[Architecture]:
+    "`n` stacks of random masks."
     rng = np.random.default_rng(1000 + seed)
-    return [with_roles(Architecture([kind] * LAYERS), random_roles(LAYERS, features, rng)) for _ in range(TRAININGS)]
+    return [with_roles(Architecture([kind] * LAYERS), random_roles(LAYERS, features, rng)) for _ in range(n)]
 
 
 def choices(kind: str, features: int, seed: int) -> tuple[str, ...]:
@@ -116,15 +115,15 @@ def search(kind: str, seed: int, arm: str) -> dict:
     train, val, _ = rows_of(seed)
     s = Settings(hidden_features=HIDDEN, steps=round(SHORT / 0.2), seed=seed, lam=0.0 if arm == "evolved for NLL" else LAM)
     features, start = train.x.shape[1], time.process_time()
-    first, short = fixed(kind, features), replace(s, steps=SHORT)
+    first, short, trainings = fixed(kind, features), replace(s, steps=SHORT), TRAININGS * (4 if arm.endswith("long") else 1)
     with one_thread():
         if arm.startswith("evolved"):
-            chosen, trials = evolve(s, first[0], train, val, Run(), trainings=TRAININGS, starts=[roles_of(a, features) for a in first],
+            chosen, trials = evolve(s, first[0], train, val, Run(), trainings=trainings, starts=[roles_of(a, features) for a in first],
                                     trials=Heirs if arm == "evolved, inheriting" else RowTrials)
             tried = trials.tried
         else:
-            asked = {"fixed": lambda: first, "random": lambda: drawn(kind, features, seed),
-                     "superflow": lambda: [by_superflow(s, kind, train, val, seed)]}[arm]()
+            asked = (first if arm == "fixed" else drawn(kind, features, seed, trainings) if arm.startswith("random")
+                     else [by_superflow(s, kind, train, val, seed)])
             tried = [from_scratch(short, a, train, val, Run()) for a in asked]
             chosen = min(tried, key=lambda p: p.fom1).architecture
     return {"chosen": list(chosen), "nll": [p.nll for p in tried], "cost": [p.cost for p in tried],
@@ -144,39 +143,37 @@ def train(seed: int, architecture: list[str]) -> dict:
             "seconds": time.process_time() - start}
 
 
-ARMS = ("fixed", "random", "evolved", "evolved for NLL", "superflow", "evolved, inheriting")
+ARMS = ("fixed", "random", "evolved", "evolved for NLL", "superflow", "evolved, inheriting", "random, long", "evolved, long")
 FIXED = ("alternating", "half")
 
 
 def has(kind: str, arm: str) -> bool:
-    "At this lambda the cost of an affine layer's masks hardly counts, so its evolution for NLL alone would be the same again."
-    return arm != "evolved for NLL" or kind.startswith("RQ-C")
+    """At this lambda the cost of an affine layer's masks hardly counts, so its evolution for NLL alone would be the same again; searches
+    four times as long are made for the cheapest kind."""
+    return kind.startswith("RQ-C") if arm == "evolved for NLL" else kind == "RealNVP-bare" or not arm.endswith("long")
 
 
-def collect(cells: list[tuple], searches: dict[str, dict], finals: list[tuple], flows: dict[str, dict]) -> None:
-    "One row for each long training; of each search the figures of what it tried."
-    rows = [dict(zip(("seed", "kind", "arm"), cell)) | part for cell, part in zip(finals, flows.values())]
-    tried = [dict(zip(("seed", "kind", "arm"), cell)) | {k: part[k] for k in ("nll", "cost", "seconds")}
-             for cell, part in zip(cells, searches.values())]
-    about = meta("python benchmarks/structure.py; --collect", seeds=list(SEEDS), packages=("numpy",), data=load_dataset("higgs").note,
-                 layers=LAYERS, hidden_features=HIDDEN, rows=ROWS, steps=STEPS, short_steps=SHORT, trainings=TRAININGS, lam=LAM)
-    write(RESULTS/"structure.json", about, rows, searches=tried)
+def run_cell(seed: int, kind: str, work: Path, jobs: int) -> tuple[list[dict], list[dict]]:
+    "All arms of one kind of stack and one seed: a row for each long training, and for each search the figures of what it tried."
+    what, arms = {"kind": kind, "seed": seed}, [arm for arm in ARMS if has(kind, arm)]
+    searches = run_tasks(search, {f"{kind}, {arm}, seed {seed}": what | {"arm": arm} for arm in arms}, work/"searches", jobs=jobs,
+                         title=f"{kind}, seed {seed}: searches")
+    chosen = {}
+    for arm, part in zip(arms, searches.values()):
+        chosen |= dict(zip(FIXED, part["tried"])) if arm == "fixed" else {arm: part["chosen"]}
+    flows = run_tasks(train, {f"{kind}, {arm}, seed {seed}": {"seed": seed, "architecture": a} for arm, a in chosen.items()}, work/"flows",
+                      jobs=jobs, title=f"{kind}, seed {seed}: long trainings")
+    return ([what | {"arm": arm} | part for arm, part in zip(chosen, flows.values())],
+            [what | {"arm": arm} | {k: part[k] for k in ("nll", "cost", "seconds")} for arm, part in zip(arms, searches.values())])
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("structure_work"), help="folder of the finished trainings")
-    parser.add_argument("--collect", action="store_true", help="write the results")
     args = parser.parse_args()
-    cells = [cell for cell in itertools.product(SEEDS, KINDS, ARMS) if has(*cell[1:])]
-    searches = run_tasks(search, {f"{kind}, {arm}, seed {seed}": {"kind": kind, "seed": seed, "arm": arm} for seed, kind, arm in cells},
-                         args.work/"searches", jobs=args.jobs, title="searches")
-    finals, trained = [], {}
-    for (seed, kind, arm), part in zip(cells, searches.values()):
-        for name, architecture in zip(FIXED, part["tried"]) if arm == "fixed" else [(arm, part["chosen"])]:
-            finals.append((seed, kind, name))
-            trained[f"{kind}, {name}, seed {seed}"] = {"seed": seed, "architecture": architecture}
-    flows = run_tasks(train, trained, args.work/"flows", jobs=args.jobs, title="long trainings")
-    if args.collect:
-        collect(cells, searches, finals, flows)
+    cells = [run_cell(seed, kind, args.work, args.jobs) for kind, seeds in KINDS.items() for seed in seeds]
+    about = meta("python benchmarks/structure.py", seeds=list(SEEDS), packages=("numpy",), data=load_dataset("higgs").note, kinds=KINDS,
+                 layers=LAYERS, hidden_features=HIDDEN, rows=ROWS, steps=STEPS, short_steps=SHORT, trainings=TRAININGS, lam=LAM)
+    rows, searches = ([row for cell in cells for row in cell[i]] for i in (0, 1))
+    write(RESULTS/"structure.json", about, rows, searches=searches)
