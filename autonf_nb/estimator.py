@@ -457,8 +457,9 @@ class Fitting:
             check_checkpoint(Path(checkpoint))
         front = search_front(prepared.train.x, prepared.val.x, context_train=prepared.train.context, context_val=prepared.val.context,
                              candidates=masked(self.candidates, self.masks, int(self.seed)), n_layers=int(self.n_layers),
-                             block_size=self.block_size, cost=_jsonable(self.cost), direction=self.direction, hidden_features=int(self.hidden_features),
-                             batch_size=int(self.batch_size), steps=self.steps, seed=int(self.seed), device=str(self.device),
+                             block_size=self.block_size, cost=_jsonable(self.cost), direction=self.direction,
+                             hidden_features=int(self.hidden_features), batch_size=int(self.batch_size), steps=self.steps,
+                             seed=int(self.seed), device=str(self.device),
                              checkpoint=checkpoint, resume=resume, progress=bool(self.verbose))
         fitted = [clone(self) for _ in front.flows]
         for est, result, lams in zip(fitted, front.flows, front.lams):
