@@ -5,12 +5,15 @@
 # %% ../nbs/03_candidates.ipynb #93f6916d
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from inspect import signature
 from itertools import product
 from operator import index
 
+import torch
 from nflows.transforms import CompositeTransform, IdentityTransform
 from nflows.transforms.base import Transform
 from torch import Tensor
@@ -26,8 +29,8 @@ from .transforms.polynomial_splines import polynomial_spline
 from .transforms.residual import Residual
 
 # %% auto #0
-__all__ = ['CANDIDATES', 'Candidate', 'layer_mask', 'in_coupling', 'in_autoregressive', 'without_bins', 'get_candidate',
-           'register_candidate', 'Architecture', 'SearchSpace']
+__all__ = ['CANDIDATES', 'Candidate', 'layer_mask', 'layer_roles', 'in_coupling', 'in_autoregressive', 'without_bins',
+           'split_mask', 'get_candidate', 'register_candidate', 'Architecture', 'SearchSpace']
 
 # %% ../nbs/03_candidates.ipynb #28cbb980
 def _whole(name: str, value: object, least: int) -> int:
@@ -48,13 +51,19 @@ class Candidate:
     """One choice for a layer: a nonlinear transform, by default followed by an LU linear layer and a reversal.
 
     `nonlinear` is called by keyword with (features, hidden_features, context_features, num_bins, layer) and returns an
-    nflows `Transform`. `mixing=False` leaves the LU layer and the reversal out.
+    nflows `Transform`; one that also takes `mask` makes a coupling layer, whose mask can be chosen. `mixing=False` leaves the LU layer
+    and the reversal out.
     """
 
     name: str
     summary: str
     nonlinear: Callable[..., Transform]
     mixing: bool = True
+
+    @property
+    def is_coupling(self) -> bool:
+        "Can its mask be chosen?"
+        return "mask" in signature(self.nonlinear).parameters
 
     def build(
         self, features: int, context_features: int = 0, hidden_features: int = 64, *, num_bins: int = 8, layer: int = 0
@@ -77,12 +86,37 @@ def layer_mask(features: int, layer: int) -> Tensor:
     "The coupling mask of layer `layer`, (features,) booleans, True = conditions: flipped by layer only where the reversal does not do it."
     return alternating_mask(features, layer if features % 2 else 0)
 
+# %% ../nbs/03_candidates.ipynb #a8fc18e2
+_MASKS = re.compile(r"half|random:\d+|[ct-]*t[ct-]*")
+
+
+def layer_roles(mask: str | None, features: int, layer: int) -> tuple[Tensor, Tensor]:
+    """Which features condition and which are transformed in layer `layer`: (features,) booleans each; of one feature always the latter.
+
+    `mask` is None (alternating), "half", "random:SEED" or a word of `c` (conditions), `t` (transformed) and `-` (neither), one letter a
+    feature. ValueError for a word of another length."""
+    if mask is not None and "t" in mask:
+        if len(mask) != features:
+            raise ValueError(f"the mask {mask!r} has {len(mask)} letters for {features} features: write one for each.")
+        return tuple(torch.tensor([letter == role for letter in mask]) for role in "ct")
+    if mask is None or features == 1:
+        conditions = layer_mask(features, layer)
+    else:
+        conditions = torch.arange(features) < (features + 1) // 2
+        if mask != "half":
+            seeded = torch.Generator().manual_seed(int(mask.removeprefix("random:")) * 1_000_003 + layer // 2)
+            conditions = conditions[torch.randperm(features, generator=seeded)]
+        if layer % 2:   # what conditioned in the layer before is transformed now, and has been reversed in between
+            conditions = ~conditions.flip(0)
+    return conditions, ~conditions
+
 # %% ../nbs/03_candidates.ipynb #90ac764a
 def in_coupling(univariate: Callable[[int], Univariate], **options) -> Callable[..., Transform]:
-    "A candidate's nonlinear part: `Coupling` with `univariate(num_bins)`, its mask flipped by `layer_mask`; `options` go to the layer."
-    def nonlinear(features, hidden_features, context_features, num_bins, layer):
+    "A candidate's nonlinear part: `Coupling` with `univariate(num_bins)`, its features' roles those of `mask`; `options` go to the layer."
+    def nonlinear(features, hidden_features, context_features, num_bins, layer, mask=None):
+        conditions, transformed = layer_roles(mask, features, layer)
         return Coupling(features, univariate(num_bins), hidden_features=hidden_features, context_features=context_features,
-                        mask=layer_mask(features, layer), **options)
+                        mask=conditions, transformed=transformed, **options)
     return nonlinear
 
 
@@ -127,9 +161,9 @@ def _iaf(features, hidden_features, context_features, num_bins, layer):
     return inverse_autoregressive(features, AFFINE, hidden_features=hidden_features, context_features=context_features)
 
 
-def _glow(features, **rest):
+def _glow(features, mask=None, **rest):
     "A step of Glow on rows: `CANDIDATES['RealNVP']` with ActNorm before it."
-    return CompositeTransform([ActNorm(features), in_coupling(without_bins(AFFINE))(features=features, **rest)])
+    return CompositeTransform([ActNorm(features), in_coupling(without_bins(AFFINE))(features=features, mask=mask, **rest)])
 
 # %% ../nbs/03_candidates.ipynb #6f2736ca
 _POLYNOMIAL = [
@@ -161,10 +195,27 @@ CANDIDATES.update({c.name: c for c in _POLYNOMIAL + _OTHERS})
 _BUILT_IN = frozenset(CANDIDATES)
 
 # %% ../nbs/03_candidates.ipynb #a268cc9c
+def split_mask(name: str) -> tuple[str, str | None]:
+    "'RealNVP[cctt]' -> ('RealNVP', 'cctt'); None where no mask is named."
+    base, bracket, mask = name.partition("[")
+    return (base, mask[:-1]) if bracket and mask.endswith("]") else (name, None)
+
+
+@lru_cache(maxsize=4096)
+def _with_mask(candidate: Candidate, mask: str) -> Candidate:
+    if not candidate.is_coupling:
+        raise ValueError(f"{candidate.name!r} is not a coupling layer, so it has no mask to choose: drop '[{mask}]'.")
+    if not _MASKS.fullmatch(mask):
+        raise ValueError(f"the mask of {candidate.name}[{mask}] must be half, random:SEED, or a word of c (conditions), t (transformed) "
+                         "and - (neither) with a t in it.")
+    return replace(candidate, name=f"{candidate.name}[{mask}]", nonlinear=partial(candidate.nonlinear, mask=mask))
+
+
 def get_candidate(name: str) -> Candidate:
-    "The candidate called `name`; ValueError lists the known names."
-    if isinstance(name, str) and name in CANDIDATES:
-        return CANDIDATES[name]
+    "The candidate called `name`, which may end in a mask: `RealNVP[cctt]`, see `layer_roles`. ValueError lists the known names."
+    base, mask = split_mask(name) if isinstance(name, str) else (None, None)
+    if base in CANDIDATES:
+        return CANDIDATES[base] if mask is None else _with_mask(CANDIDATES[base], mask)
     raise ValueError(f"Unknown candidate {name!r}: choose from {', '.join(CANDIDATES)}, or add your own with register_candidate.")
 
 
@@ -172,6 +223,8 @@ def register_candidate(candidate: Candidate, *, overwrite: bool = False) -> Cand
     "Make `candidate` available by its name. Built-in names cannot be replaced; your own need `overwrite=True`."
     if not isinstance(candidate, Candidate):
         raise TypeError(f"register_candidate takes a Candidate, got {type(candidate).__name__}.")
+    if "[" in candidate.name:
+        raise ValueError(f"A candidate's name cannot hold '[', which begins a mask: {candidate.name!r}.")
     if candidate.name in _BUILT_IN or (candidate.name in CANDIDATES and not overwrite):
         raise ValueError(f"There is already a candidate named {candidate.name!r}: give yours another name.")
     CANDIDATES[candidate.name] = candidate
@@ -206,7 +259,7 @@ class Architecture(tuple):
     ) -> CompositeTransform:
         "A fresh transform, density direction = data to noise, its layers numbered 0, 1, 2, ... (B, features) -> (B, features)."
         return CompositeTransform(
-            CANDIDATES[name].build(features, context_features, hidden_features, num_bins=num_bins, layer=layer)
+            get_candidate(name).build(features, context_features, hidden_features, num_bins=num_bins, layer=layer)
             for layer, name in enumerate(self)
         )
 

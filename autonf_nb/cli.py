@@ -88,7 +88,7 @@ OPTIONS: dict[str, Option] = {
     "steps": Option(or_none(int), None, "training steps of a flow; none: 1000"),
     "max_seconds": Option(or_none(float), None, "stop in time with the best flow so far"),
     "dequantize": Option(None, False, "spread columns with many ties over one step of their scale"),
-    "masks": Option(str, "alternating", "masks of the coupling layers: alternating"),
+    "masks": Option(str, "alternating", "masks of the coupling layers: alternating, half, random, or evolve (chapter 10b)"),
     "engine": Option(str, "local", "where trainings run: local"),
     "seed": Option(int, 0, "the same seed on the same machine gives the same flow"),
     "device": Option(str, "auto", "auto, cpu, cuda, ..."),
@@ -420,14 +420,16 @@ def train_stacks(ready: Ready, folder: Path, progress: bool) -> list[dict[str, A
     from autonf_nb.candidates import Architecture, SearchSpace
     from autonf_nb.estimator import as_rows
     from autonf_nb.search import Settings, flow_of, from_scratch
+    from autonf_nb.structure import masked
     from autonf_nb.training import Rows, Run, one_thread, row_log_prob
     est, prepared, rows = ready.est, ready.prepared, []
     folder.mkdir(parents=True, exist_ok=True)
     device = est.flow_.noise(0).device
     test, _ = as_rows(prepared.units, prepared.context_units, ready.X_test, ready.C_test, torch.zeros((), device=device))
     train, val = (Rows(r.x.to(device), None if r.context is None else r.context.to(device)) for r in (prepared.train, prepared.val))
-    stacks = [(name,) * layers for layers in STACKS for name in SearchSpace(est.candidates).without_null]
-    settings = Settings(tuple(est.candidates), lam=est.lam, cost=est.history_["prices"], direction=est.direction,
+    candidates = masked(est.candidates, est.masks, est.seed)
+    stacks = [(name,) * layers for layers in STACKS for name in SearchSpace(candidates).without_null]
+    settings = Settings(candidates, lam=est.lam, cost=est.history_["prices"], direction=est.direction,
                         hidden_features=est.hidden_features, batch_size=est.batch_size, steps=est.steps or Settings.steps, seed=est.seed)
     with one_thread(), Run(folder, progress=progress) as run:
         run.expect(settings.steps * sum(map(len, stacks)))
@@ -462,7 +464,7 @@ def other_prices(est: Any) -> dict[str, float] | None:
     "Of each candidate in the direction that does not count, None where the cost model has no figure for one of them."
     other = "sampling" if est.direction == "density" else "density"
     try:
-        return {name: price(est, (name,), other) for name in est.candidates}
+        return {name: price(est, (name,), other) for name in est.history_["prices"]}
     except ValueError:  # the paper prints no cost of autoregressive layers in the sampling direction
         return None
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from .candidates import Candidate, _whole, get_candidate
+from .candidates import Candidate, _whole, get_candidate, layer_roles, split_mask
 from .transforms.autoregressive import MADE, Autoregressive
 from .transforms.continuous import ContinuousFlow
 
@@ -112,16 +112,15 @@ def _mixing(features: int, inverse: bool) -> Operations:
     return Operations(2 * features * features, features + 3)
 
 # %% ../nbs/04_cost.ipynb #22e095a1
-def _coupling(features, univariate, n_params, hidden, context, inverse, layer) -> Operations:
-    "The mask passes every other feature, the first one in layer 0; with an odd number of features the roles swap in layer 1."
-    swapped = features % 2 and layer % 2 and features > 1
-    transformed = (features + 1) // 2 if swapped or features == 1 else features // 2
-    n_in = features - transformed + context
+def _coupling(features, univariate, n_params, hidden, context, inverse, layer, mask) -> Operations:
+    "The network sees the features that condition and moves those that are transformed; without a mask half and half."
+    conditions, transformed = (int(role.sum()) for role in layer_roles(mask, features, layer))
+    n_in = conditions + context
     network = _network(n_in, n_params * transformed, hidden) if n_in else Operations(0, 0)
     return Operations(network.products, network.elementwise + transformed * univariate)
 
 
-def _autoregressive(features, univariate, n_params, hidden, context, inverse, layer) -> Operations:
+def _autoregressive(features, univariate, n_params, hidden, context, inverse, layer, mask) -> Operations:
     "Masked matrices are multiplied in full. The textbook's sampling direction runs the network once for each feature."
     visible = hidden if features > 1 or context else 0   # one feature and no context: nothing to see, no hidden units
     network = _network(features + context, n_params * features, visible)
@@ -169,12 +168,13 @@ def count_operations(
     "Operations per row of a candidate layer, by formula. What does not grow with the rows is not charged. ValueError without a formula."
     if name == "NULL":
         return Operations(0, 0)
-    if name not in _NONLINEAR:
+    base, mask = split_mask(name)
+    if base not in _NONLINEAR:
         raise ValueError(f"There is no hand count of {name!r}, only of {', '.join(_NONLINEAR)}: use measured_operations.")
-    part, inverse = _NONLINEAR[name], direction == "sampling"
+    part, inverse = _NONLINEAR[base], direction == "sampling"
     turned = inverse != part.turned
     nonlinear = part.family(features, part.univariate(num_bins, turned), part.n_params(num_bins), hidden_features, context_features,
-                            turned, layer)
+                            turned, layer, mask)
     mixing = _mixing(features, inverse)
     return Operations(nonlinear.products + mixing.products, nonlinear.elementwise + mixing.elementwise)
 
@@ -274,7 +274,7 @@ def _build(candidate: Candidate, features, hidden, context, num_bins, layer) -> 
 def _amount(candidate: Candidate, model: str, features: int, direction: str, hidden: int, context: int, num_bins: int) -> float:
     "Operations or parameters of one layer, the mean of an even and an odd layer (with odd D a coupling layer alternates)."
     shape = dict(hidden_features=hidden, context_features=context, num_bins=num_bins)
-    if model == "flops" and candidate.name in _NONLINEAR:
+    if model == "flops" and split_mask(candidate.name)[0] in _NONLINEAR:
         return sum(count_operations(candidate.name, features, direction=direction, layer=i, **shape).total for i in (0, 1)) / 2
     layers = [_build(candidate, features, hidden, context, num_bins, layer) for layer in (0, 1)]
     if model == "params":
@@ -289,7 +289,7 @@ def _amount(candidate: Candidate, model: str, features: int, direction: str, hid
 
 # %% ../nbs/04_cost.ipynb #1eb2330c
 def _from_paper(name: str, direction: str) -> float:
-    costs = PAPER_LAYER_COSTS[direction]
+    name, costs = split_mask(name)[0], PAPER_LAYER_COSTS[direction]
     if name in costs:
         return costs[name]
     if name in PAPER_LAYER_COSTS["density"]:
@@ -300,6 +300,7 @@ def _from_paper(name: str, direction: str) -> float:
 def _from_mapping(name: str, costs: Mapping[str, float]) -> float:
     if name == "NULL" and name not in costs:
         return 0.0
+    name = name if name in costs else split_mask(name)[0]   # a price for all masks
     if name not in costs:
         raise ValueError(f"The cost mapping has no entry for {name!r}: it names {', '.join(map(str, costs)) or 'nothing'}.")
     value = costs[name]

@@ -39,8 +39,9 @@ from .data import (Bounds, DataError, Standardizer, check_context, check_table, 
                             tied_columns, ties_warning)
 from .flow import Flow
 from .front import Front, search_front
-from .search import pick_device, search_flow
+from .search import SearchResult, Settings, pick_device, rows_on, search_flow
 from .strategies import STRATEGIES
+from .structure import SEARCH_SHARE, evolve_masks, masked
 from .training import Rows, row_log_prob, seeded
 
 # %% ../nbs/11_estimator.ipynb #4e4712ef
@@ -109,7 +110,7 @@ def _choice(name: str, value: Any, choices: Iterable[str]) -> None:
         raise ValueError(f"{name} must be {'one of ' * (len(choices) > 1)}{', '.join(map(repr, choices))}, got {value!r}.")
 
 # %% ../nbs/11_estimator.ipynb #ce3a3b89
-MASKS = ("alternating",)
+MASKS = ("alternating", "half", "random", "evolve")
 ENGINES = ("local",)
 
 
@@ -375,6 +376,8 @@ def check_front(est: Any) -> None:
     "A front is searched in full, by the default recipe, over flows of different lengths: ValueError for options that rule this out."
     if est.max_seconds is not None or est.strategy != "op2":
         raise ValueError("a front is searched in full by the default recipe: leave max_seconds and strategy at their defaults.")
+    if est.masks == "evolve":
+        raise ValueError("masks are evolved for one lambda, and a front is for all: choose masks='alternating', 'half' or 'random'.")
     if "NULL" not in est.candidates:
         raise ValueError("a front needs flows of different lengths: add NULL to the candidates.")
 
@@ -414,14 +417,27 @@ class Fitting:
         if checkpoint is not None:
             check_checkpoint(Path(checkpoint))
         block_size = None if self.block_size is None else int(self.block_size)
+        candidates, evolving = masked(self.candidates, self.masks, int(self.seed)), self.masks == "evolve"
         result = search_flow(
             prepared.train.x, prepared.val.x, context_train=prepared.train.context, context_val=prepared.val.context,
-            candidates=tuple(self.candidates), n_layers=int(self.n_layers), block_size=block_size, lam=float(self.lam),
+            candidates=candidates, n_layers=int(self.n_layers), block_size=block_size, lam=float(self.lam),
             cost=_jsonable(self.cost), direction=self.direction, strategy=self.strategy, hidden_features=int(self.hidden_features),
-            batch_size=int(self.batch_size), steps=None if self.steps is None else int(self.steps), max_seconds=self.max_seconds,
+            batch_size=int(self.batch_size), steps=None if self.steps is None else int(self.steps),
+            max_seconds=SEARCH_SHARE * self.max_seconds if evolving and self.max_seconds else self.max_seconds,
             seed=int(self.seed), device=str(self.device), checkpoint=checkpoint, resume=resume, progress=bool(self.verbose))
-        self._keep(prepared, result)
+        self._keep(prepared, self._evolved(prepared, result, checkpoint) if evolving else result)
         return self
+
+    def _evolved(self, prepared: Prepared, result: SearchResult, checkpoint: str | os.PathLike | None) -> SearchResult:
+        "What was found, its coupling masks evolved in what is left of the time."
+        settings = Settings(tuple(self.candidates), int(self.n_layers), lam=float(self.lam), cost=_jsonable(self.cost),
+                            direction=self.direction, hidden_features=int(self.hidden_features), batch_size=int(self.batch_size),
+                            steps=int(self.steps or Settings.steps), seed=int(self.seed))
+        train, val = prepared.train, prepared.val
+        rows = rows_on(str(self.device), train.x, val.x, train.context, val.context)
+        left = self.max_seconds and max(0.0, self.max_seconds - sum(result.seconds.values()))
+        return evolve_masks(result, settings, *rows, max_seconds=left, checkpoint=checkpoint and Path(checkpoint)/"masks",
+                            progress=bool(self.verbose))
 
     def fit_front(self, X: Any, *, context: Any = None, X_val: Any = None, context_val: Any = None,
                   checkpoint: str | os.PathLike | None = None, resume: bool = False) -> list["AutoNF"]:
@@ -440,9 +456,10 @@ class Fitting:
         if checkpoint is not None:
             check_checkpoint(Path(checkpoint))
         front = search_front(prepared.train.x, prepared.val.x, context_train=prepared.train.context, context_val=prepared.val.context,
-                             candidates=tuple(self.candidates), n_layers=int(self.n_layers), block_size=self.block_size,
-                             cost=_jsonable(self.cost), direction=self.direction, hidden_features=int(self.hidden_features),
-                             batch_size=int(self.batch_size), steps=self.steps, seed=int(self.seed), device=str(self.device),
+                             candidates=masked(self.candidates, self.masks, int(self.seed)), n_layers=int(self.n_layers),
+                             block_size=self.block_size, cost=_jsonable(self.cost), direction=self.direction,
+                             hidden_features=int(self.hidden_features), batch_size=int(self.batch_size), steps=self.steps,
+                             seed=int(self.seed), device=str(self.device),
                              checkpoint=checkpoint, resume=resume, progress=bool(self.verbose))
         fitted = [clone(self) for _ in front.flows]
         for est, result, lams in zip(fitted, front.flows, front.lams):
@@ -588,7 +605,9 @@ class AutoNF(Saving, Density, Fitting, DensityMixin, BaseEstimator):
     - `hidden_features`, `batch_size`, `steps`: width of the networks, rows a step, training steps of a flow (None: 1000).
     - `max_seconds`: stop in time with the best so far.
     - `dequantize`: add uniform noise of one step to columns with many ties.
-    - `masks`: "alternating"; `engine`: "local". `seed`: same seed, same machine, same flow. `device`: "auto", "cpu", "cuda", ...
+    - `masks`: which features condition in coupling layers: "alternating", "half", "random", or "evolve", which evolves the masks of the
+      flow found, for a third of `max_seconds`, and keeps the better flow.
+    - `engine`: "local". `seed`: same seed, same machine, same flow. `device`: "auto", "cpu", "cuda", ...
     - `bounds`: {column: (low, high)}, None for no bound; such columns are mapped to the line.
     - `verbose`: show a progress bar.
 

@@ -214,18 +214,22 @@ def mutated(architecture: Architecture, trials: Trials, rng: np.random.Generator
     return Architecture(names)
 
 
-def evolution(trials: Trials, rng: np.random.Generator, population: int = 8, sample: int = 3) -> Iterator[Architecture]:
-    "Regularised evolution (Real et al. 2019, Algorithm 1); a child that is known already is mutated on. Ends when nothing new comes."
+def evolution(trials: Trials, rng: np.random.Generator, population: int = 8, sample: int = 3, *,
+              begin: Callable[[Trials, np.random.Generator], Architecture] = random_architecture,
+              change: Callable[[Architecture, Trials, np.random.Generator], Architecture] = mutated) -> Iterator[Architecture]:
+    """Regularised evolution (Real et al. 2019, Algorithm 1); a child that is known already is mutated on. Ends when nothing new comes.
+
+    `begin` makes a flow of the first population, `change` a child of its parent."""
     alive = []
     for _ in range(population):
-        alive.append(random_architecture(trials, rng))
+        alive.append(begin(trials, rng))
         trials(alive[-1])
         yield trials.best()
     while True:
         parents = [alive[i] for i in rng.choice(len(alive), sample, replace=False)]
         child = min(parents, key=trials)
         for _ in range(100):
-            child = mutated(child, trials, rng)
+            child = change(child, trials, rng)
             if (child, trials.full_steps) not in trials.known:
                 break
         else:

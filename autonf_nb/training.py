@@ -8,6 +8,7 @@ __all__ = ['LEARNING_RATE', 'BAR', 'Rows', 'Batches', 'seeded', 'cosine', 'set_l
            'row_log_prob', 'mean_nll', 'TrainingError', 'adam', 'step_theta', 'train_flow']
 
 # %% ../nbs/08_training.ipynb #69c71310
+import hashlib
 import json
 import math
 import os
@@ -135,7 +136,10 @@ class Run:
         "Where the stage's checkpoint is: in `folder`, else in the job's own, if it has one."
         folder = folder or self.folder
         # an architecture's name holds ">" and a user's candidate may hold "/": neither belongs in a file name
-        return None if folder is None else folder/f"{quote(stage, safe=' ,')}.safetensors"
+        name = quote(stage, safe=" ,")
+        if len(name) > 220:  # file systems allow 255 letters, and a part file's name is longer; the sum tells long names apart
+            name = f"{name[:180]} {hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        return None if folder is None else folder/f"{name}.safetensors"
 
     def save(self, stage: str, tensors: Callable[[], dict[str, Tensor]], meta: dict, now: bool = False, folder: Path | None = None) -> None:
         "Write the stage's checkpoint, at most every `save_every` seconds unless `now`."

@@ -88,7 +88,7 @@ ARGUMENTS = {
     "cost without a candidate": (dict(cost={"RQ-C": 1.0}), r"no entry for 'MAF'"),
     "unknown direction": (dict(direction="forward"), r"direction .*'forward'"),
     "unknown engine": (dict(engine="cloud"), r"engine .*'cloud'"),
-    "unknown masks": (dict(masks="random"), r"masks .*'random'"),
+    "unknown masks": (dict(masks="diagonal"), r"masks .*'evolve'.*'diagonal'"),
     "n_layers 0": (dict(n_layers=0), r"n_layers must be at least 1, got 0"),
     "n_layers a float": (dict(n_layers=2.5), r"n_layers must be a whole number.*2.5"),
     "block larger than n_layers": (dict(n_layers=2, block_size=3), r"block_size=3 is larger than n_layers=2"),

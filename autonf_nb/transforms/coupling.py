@@ -19,7 +19,8 @@ from .splines import rational_quadratic_spline
 
 # %% auto #0
 __all__ = ['MAX_LOG_SCALE', 'AFFINE', 'ADDITIVE', 'affine', 'additive', 'Univariate', 'rational_quadratic', 'check_context',
-           'feature_major', 'FeatureMajorMLP', 'FeatureMajorResNet', 'alternating_mask', 'check_mask', 'Coupling']
+           'feature_major', 'FeatureMajorMLP', 'FeatureMajorResNet', 'alternating_mask', 'check_mask',
+           'check_transformed', 'Coupling']
 
 # %% ../../nbs/02c_coupling.ipynb #3b9896e3
 MAX_LOG_SCALE = 2.0
@@ -152,6 +153,16 @@ def check_mask(mask: Tensor, features: int) -> Tensor:
         raise ValueError(f"the mask lets all {features} features pass and transforms none: set at least one entry to False")
     return mask
 
+
+def check_transformed(transformed: Tensor, mask: Tensor) -> Tensor:
+    """`transformed` as a boolean tensor of `mask`'s shape with a True entry, none of them where the mask has one, or ValueError."""
+    transformed = torch.as_tensor(transformed)
+    if transformed.shape != mask.shape or transformed.dtype != torch.bool or not transformed.any():
+        raise ValueError(f"transformed must hold {len(mask)} booleans, one per feature and at least one True, got {transformed.tolist()}")
+    if both := (transformed & mask).nonzero()[:, 0].tolist():
+        raise ValueError(f"features {both} would condition and be transformed at once, which cannot be inverted: let them do one")
+    return transformed
+
 # %% ../../nbs/02c_coupling.ipynb #7b096de1
 class Coupling(Transform):
     """Coupling layer: masked features pass and condition the others, each of which goes through `univariate`.
@@ -159,17 +170,20 @@ class Coupling(Transform):
     NICE with `ADDITIVE` (Dinh et al. 2015), Real NVP with `AFFINE` (Dinh et al. 2017), RQ-C with `rational_quadratic()` (Durkan et al.
     2019, section 3.2).
     `mask` is `(features,)` booleans, True = conditions, default `alternating_mask(features)`. Where there is nothing to
-    condition on (D = 1, an all-False mask, no context) the parameters of the univariate functions are free.
+    condition on (D = 1, an all-False mask, no context) the parameters of the univariate functions are free. `transformed`, booleans
+    too, are by default all others; a feature that is in neither passes unseen.
     `network` makes the conditioner: `FeatureMajorMLP`, `FeatureMajorResNet`, or anything with their arguments.
     """
 
     def __init__(self, features: int, univariate: Univariate, *, hidden_features: int = 64, n_hidden: int = 2,
-                 context_features: int = 0, mask: Tensor | None = None, network: Callable[..., nn.Module] = FeatureMajorMLP):
+                 context_features: int = 0, mask: Tensor | None = None, transformed: Tensor | None = None,
+                 network: Callable[..., nn.Module] = FeatureMajorMLP):
         super().__init__()
         mask = alternating_mask(features) if mask is None else check_mask(mask, features)
+        transformed = ~mask if transformed is None else check_transformed(transformed, mask)
         self.features, self.context_features, self.univariate = features, context_features, univariate
         self.register_buffer("passing", mask.nonzero()[:, 0], persistent=False)
-        self.register_buffer("transformed", (~mask).nonzero()[:, 0], persistent=False)
+        self.register_buffer("transformed", transformed.nonzero()[:, 0], persistent=False)
         n_in, n_out = len(self.passing) + context_features, univariate.n_params * len(self.transformed)
         self.conditioner = network(n_in, n_out, hidden_features=hidden_features, n_hidden=n_hidden) if n_in else None
         self.free_params = None if n_in else nn.Parameter(torch.zeros(n_out, 1))
