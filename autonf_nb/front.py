@@ -99,7 +99,7 @@ def front_finalists(heats: list[Prefix]) -> list[Architecture]:
 def _race_for_front(s: Settings, prices: list[dict], train: Rows, val: Rows, run: Run) -> tuple[list[Prefix], list[Prefix]]:
     "(flows trained in full, the identity among them; heats)"
     chains = [stretched(cell, s.n_layers) for cell in front_cells(s.space(1).without_null, prices)]
-    heats = sum(run_heats(s, chains, train, val, run, contenders=_going_on, hopeless=lambda *_: False), [])
+    heats = sum(run_heats(s, chains, train, val, run, contenders=_going_on, spared=lambda *_: False), [])
     finalists = front_finalists(heats)
     run.expect(s.steps * sum(map(len, finalists)) * 1.5)  # about so much more for the lengths between
     flows = [prefix_of(s, Architecture(()), [], val), *(from_scratch(s, a, train, val, run) for a in finalists)]

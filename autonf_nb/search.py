@@ -6,7 +6,7 @@
 __all__ = ['Objective', 'RECIPES', 'ENDS', 'FINALISTS', 'SLACK', 'IN_COMMON', 'GROWERS', 'Recipe', 'snapshot', 'descend',
            'path_nll', 'alternatives', 'Block', 'search_block', 'through', 'SearchResult', 'flow_of', 'Settings',
            'Prefix', 'prefix_of', 'cells', 'stretched', 'tree_work', 'work_ahead', 'from_scratch', 'is_stack',
-           'run_heats', 'length_between', 'open_folders', 'settle_prices', 'pick_device', 'rows_on', 'grow',
+           'hopeless', 'run_heats', 'length_between', 'open_folders', 'settle_prices', 'pick_device', 'rows_on', 'grow',
            'search_flow']
 
 # %% ../nbs/09_blockwise_search.ipynb #24fb6e40
@@ -364,7 +364,7 @@ def is_stack(architecture: Architecture) -> bool:
     return len(set(architecture)) == 1
 
 
-def _hopeless(s: Settings, architecture: Architecture, cost: float, heats: list[Prefix]) -> bool:
+def hopeless(s: Settings, architecture: Architecture, cost: float, heats: list[Prefix]) -> bool:
     "Is this a flow of more than two layers that could win only with an NLL more than SLACK below the best so far?"
     if len(architecture) <= 2 or not heats:
         return False
@@ -387,10 +387,11 @@ def _contenders(chains: list[list[Architecture]], heats: list[list[Prefix]], len
 
 
 def run_heats(s: Settings, chains: list[list[Architecture]], train: Rows, val: Rows, run: Run, seconds: float = math.inf,
-              contenders: Callable = _contenders, hopeless: Callable = _hopeless) -> list[list[Prefix]]:
+              contenders: Callable = _contenders, spared: Callable = hopeless) -> list[list[Prefix]]:
     """Train the rivals of each chain briefly, those of one length before those of twice the length.
 
-    `contenders(chains, heats, length)` numbers the chains that go on, `hopeless(s, architecture, cost, heats)` spares a training."""
+    `contenders(chains, heats, length)` numbers the chains that go on, `spared(s, architecture, cost, heats)` says which training to
+    leave out."""
     heats, deadline = [[] for _ in chains], run.seconds + seconds
     lengths = sorted({len(a) for chain in chains for a in chain})
     for level, length in enumerate(lengths):
@@ -398,7 +399,7 @@ def run_heats(s: Settings, chains: list[list[Architecture]], train: Rows, val: R
         share = (deadline - run.seconds) / (len(lengths) - level) / max(1, len(going_on))
         for i in going_on:
             architecture = next(a for a in chains[i] if len(a) == length)
-            if not hopeless(s, architecture, _cost(s, architecture, train), sum(heats, [])):
+            if not spared(s, architecture, _cost(s, architecture, train), sum(heats, [])):
                 heats[i].append(from_scratch(s, architecture, train, val, run, steps=s.search_steps, seconds=share))
     return heats
 

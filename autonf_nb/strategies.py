@@ -22,25 +22,27 @@ from .candidates import Architecture
 from .flow import Flow
 from .objective import expected_value, theta_loss
 from autonf_nb.search import (
-    GROWERS, RECIPES, Prefix, Recipe, Settings, from_scratch, grow, prefix_of, tree_work, work_ahead,
+    GROWERS, RECIPES, Prefix, Recipe, Settings, from_scratch, grow, hopeless, prefix_of, stretched, tree_work,
+    work_ahead,
 )
 from .superflow import StratifiedSuperFlow, outer_sum
 from .training import LEARNING_RATE, Batches, Loop, Rows, Run, adam, cosine, seeded, set_lr, step_theta
 
 # %% auto #0
-__all__ = ['Strategy', 'ASKING', 'TreePath', 'LEARNING', 'STRATEGIES', 'GROWERS', 'FlowTable', 'noise_floor', 'Trials',
-           'TableTrials', 'random_architecture', 'random_search', 'exhaustive', 'judge', 'mutated', 'evolution',
-           'halving', 'tpe', 'nsga2', 'RowTrials', 'by_search', 'draw_path', 'log_probability', 'value_of',
-           'score_loss', 'by_sampling', 'gumbel_softmax', 'grow_by', 'register_strategy']
+__all__ = ['Strategy', 'ASKING', 'TreePath', 'HOT', 'COLD', 'MEMORY', 'LEARNING', 'STRATEGIES', 'GROWERS', 'FlowTable',
+           'noise_floor', 'Trials', 'TableTrials', 'random_architecture', 'random_search', 'exhaustive', 'judge',
+           'mutated', 'evolution', 'halving', 'tpe', 'nsga2', 'RowTrials', 'by_search', 'draw_path', 'log_probability',
+           'value_of', 'score_loss', 'by_sampling', 'temperature', 'excess', 'Annealed', 'anneal', 'offers',
+           'by_annealing', 'gumbel_softmax', 'grow_by', 'register_strategy']
 
 # %% ../nbs/10_strategies.ipynb #c0f8824b
 @dataclass(frozen=True)
 class FlowTable:
     """Every flow of a small space on one data set, each trained on its own several times.
 
-    For A flows, S seeds and K stated steps: `val_nll`, `test_nll`, `test_2se` (two standard errors over the test rows) and `seconds` (of
-    the processor, one thread) are (A, S), `curve` (A, S, K) is the validation NLL at `steps` (K,); nats per standardised row. `costs`
-    holds (A,) by (cost model, direction); `meta` says how the table was made."""
+    For A flows, S seeds and K stated steps: `val_nll`, `test_nll` and `test_2se` (two standard errors over the test rows) are (A, S),
+    `curve` (A, S, K) is the validation NLL at `steps` (K,); nats per standardised row. `seconds` (A,) are those of a training, of one
+    processor; `costs` holds (A,) by (cost model, direction); `meta` says how the table was made."""
     dataset: str
     architectures: tuple[Architecture, ...]
     val_nll: np.ndarray
@@ -91,9 +93,9 @@ class FlowTable:
         return float(fom1[self.index(architecture)] - fom1.min())
 
 # %% ../nbs/10_strategies.ipynb #5bbaebae
-def noise_floor(table: FlowTable, lam: float, **how) -> tuple[float, float]:
-    """Mean regret, in nats, of picking among all flows of the table: by the validation rows of one seed, scored on the other seeds; and
-    of an oracle that picks by the test rows of all seeds but one and is scored on that one. Options as for `FlowTable.fom1`."""
+def noise_floor(table: FlowTable, lam: float, **how) -> tuple[np.ndarray, np.ndarray]:
+    """Regret, in nats and by seed, (S,), of picking among all flows of the table: by the validation rows of this seed, scored on the
+    others; and of an oracle that picks by the test rows of the others and is scored on this one. Options as for `FlowTable.fom1`."""
     seeds = range(table.val_nll.shape[1])
     costs = lam * table.costs[how.get("cost", "flops"), how.get("direction", "density")]
     picked, oracle = [], []
@@ -101,7 +103,7 @@ def noise_floor(table: FlowTable, lam: float, **how) -> tuple[float, float]:
         others = [o for o in seeds if o != s]
         picked.append(table.regret(table.architectures[(table.val_nll[:, s] + costs).argmin()], lam, seeds=others, **how))
         oracle.append(table.regret(table.architectures[table.fom1(lam, seeds=others, **how).argmin()], lam, seeds=[s], **how))
-    return float(np.mean(picked)), float(np.mean(oracle))
+    return np.array(picked), np.array(oracle)
 
 # %% ../nbs/10_strategies.ipynb #28d43bcf
 class Trials:
@@ -156,7 +158,7 @@ class TableTrials(Trials):
         i, seen = self.table.index(architecture), int((self.table.steps <= steps).sum())
         if not seen:
             raise ValueError(f"The table knows no training of {steps} steps: its first figures are those after {self.table.steps[0]}.")
-        return float(self.table.curve[i, self.seed, :seen].min()), float(self.table.seconds[i, self.seed] * steps / self.full_steps)
+        return float(self.table.curve[i, self.seed, :seen].min()), float(self.table.seconds[i] * steps / self.full_steps)
 
 
 Strategy = Callable[[Trials, np.random.Generator], Iterator[Architecture]]
@@ -305,32 +307,37 @@ class RowTrials(Trials):
         self.train, self.val, self.settings, self.run = train, val, settings, run or Run()
         self.tried: list[Prefix] = []
 
+    def clock(self) -> float:
+        "Seconds of this process at work, and of what was found done."
+        return time.process_time() + self.run.found
+
     def cost(self, architecture: Architecture) -> float:
         return prefix_of(self.settings, architecture, [], self.val).cost
 
     def evaluate(self, architecture: Architecture, steps: int) -> tuple[float, float]:
-        start = time.process_time()
+        start = self.clock()
         if architecture:
             trained = from_scratch(self.settings, architecture, self.train, self.val, self.run, steps=steps,
                                    seconds=self.run.seconds_left / 4)
         else:
             trained = prefix_of(self.settings, architecture, [], self.val)
         self.tried.append(trained)
-        return trained.nll, time.process_time() - start
+        return trained.nll, self.clock() - start
 
 # %% ../nbs/10_strategies.ipynb #c7dce419
 def by_search(strategy: str, longer: float = 1.0) -> Strategy:
     "A search of chapter 09 as a strategy, all its stages `longer` times as long as the settings have it."
     def search(trials: RowTrials, rng: np.random.Generator) -> Iterator[Architecture]:
         s = replace(trials.settings, strategy=strategy, steps=round(longer * trials.full_steps))
+        start = trials.clock()
         rivals, blocks = grow(s, trials.train, trials.val, trials.run)
+        trials.seconds += trials.clock() - start
         m = len(trials.candidates)
         if blocks[0]["depths"] is None:  # as printed: one tree, in which NULL is a candidate that costs no evaluation
             trees = [sum(m * len(block["candidates"])**i for i in range(size)) for block, size in zip(blocks, s.block_sizes)]
         else:
             trees = [tree_work(m, size) for _, size in zip(blocks, s.block_sizes)]
         trials.steps += s.search_steps * sum(trees) + sum(len(p.architecture) * p.steps for p in rivals)
-        trials.seconds += sum(trials.run.stages.values())
         yield rivals[0].architecture
     return search
 
@@ -373,12 +380,16 @@ def score_loss(log_probabilities: Tensor, values: Tensor, baseline: Tensor | Non
     return ((values - baseline).detach() * log_probabilities).mean()
 
 # %% ../nbs/10_strategies.ipynb #17d26219
+def _superflow(s: Settings, rows: Rows) -> StratifiedSuperFlow:
+    context_features = 0 if rows.context is None else rows.context.shape[1]
+    return StratifiedSuperFlow(s.space(s.n_layers), rows.x.shape[1], s.cost, s.direction, context_features)
+
+
 class _Sampled(nn.Module):
     "A superflow, and the running mean of the values of drawn paths."
     def __init__(self, s: Settings, rows: Rows):
         super().__init__()
-        context_features = 0 if rows.context is None else rows.context.shape[1]
-        self.superflow = StratifiedSuperFlow(s.space(s.n_layers), rows.x.shape[1], s.cost, s.direction, context_features)
+        self.superflow = _superflow(s, rows)
         self.register_buffer("running", torch.tensor(math.nan))
 
     def baseline(self, values: Tensor) -> Tensor:
@@ -398,7 +409,7 @@ def by_sampling(paths: int = 4, longer: float = 1.0, *, leave_one_out: bool = Tr
         raise ValueError(f"leaving one out takes 2 paths or more, got {paths}: or choose leave_one_out=False")
 
     def search(trials: RowTrials, rng: np.random.Generator) -> Iterator[Architecture]:
-        s, train, val, seed, start = trials.settings, trials.train, trials.val, int(rng.integers(2**31)), time.process_time()
+        s, train, val, seed, start = trials.settings, trials.train, trials.val, int(rng.integers(2**31)), trials.clock()
         with seeded(seed):
             sampled = _Sampled(s, train).to(train.x)
         superflow = sampled.superflow
@@ -427,8 +438,113 @@ def by_sampling(paths: int = 4, longer: float = 1.0, *, leave_one_out: bool = Tr
         with seeded(seed), torch.no_grad():
             finalists = {superflow.path(), *(draw_path(superflow) for _ in range(10))}
             _, names = min(sorted(finalists), key=lambda path: float(sum(value_of(superflow, path, val, s.lam))))
-        trials.seconds += time.process_time() - start
+        trials.seconds += trials.clock() - start
         yield Architecture(trials.candidates[j] for j in names)
+    return search
+
+# %% ../nbs/10_strategies.ipynb #71fd4fda
+HOT, COLD = 0.5, 0.02  # nats: temperatures at which the annealing begins and ends
+MEMORY = 20  # paths, about, whose mean a candidate's excess is
+
+
+def temperature(fraction: float) -> float:
+    "Infinite for the first third of the steps, then falling from HOT to COLD by a constant factor."
+    return math.inf if fraction < 1 / 3 else HOT * (COLD / HOT)**(1.5 * fraction - 0.5)
+
+
+def excess(values: Tensor) -> Tensor:
+    "By how much each of K values (2 or more) is above the mean of the others, at most 3 nats either way: (K,)."
+    return (values - (values.sum() - values) / (len(values) - 1)).clamp(-3, 3)
+
+# %% ../nbs/10_strategies.ipynb #6fee3ffb
+class Annealed(nn.Module):
+    """A stratified superflow whose layer weights are softmax(-excess / temperature) instead of softmax(alpha).
+
+    `excess` (n, n, m): in row d - 1, for each of the d layers and the m candidates, by how many nats a path of depth d through it is dearer
+    than the paths drawn with it; `seen` counts those paths."""
+
+    def __init__(self, superflow: StratifiedSuperFlow):
+        super().__init__()
+        self.superflow, n, m = superflow, superflow.depths[-1], len(superflow.space.without_null)
+        self.register_buffer("excess", torch.zeros(n, n, m))
+        self.register_buffer("seen", torch.zeros(n, n, m))
+
+    def weights(self, depth: int, temperature: float) -> Tensor:
+        "(depth, m)"
+        return torch.softmax(-self.excess[depth - 1, :depth] / temperature, -1)
+
+    def draw(self, depth: int, temperature: float, paths: int) -> list[TreePath]:
+        "Paths from these weights, by torch's generator."
+        drawn = torch.multinomial(self.weights(depth, temperature).cpu(), paths, replacement=True)
+        return [(depth, tuple(names)) for names in drawn.T.tolist()]
+
+    def likeliest(self, depth: int) -> TreePath:
+        return depth, tuple(self.excess[depth - 1, :depth].argmin(-1).tolist())
+
+    def learn(self, paths: list[TreePath], values: Tensor) -> None:
+        "Take note of what different paths of one depth cost on the same rows, (K,); a single one says nothing."
+        if len(paths) < 2:
+            return
+        for (depth, names), dearer in zip(paths, excess(values)):
+            at = depth - 1, range(depth), list(names)
+            self.seen[at] += 1
+            self.excess[at] += (dearer - self.excess[at]) / self.seen[at].clamp(max=MEMORY)
+
+# %% ../nbs/10_strategies.ipynb #3d029772
+def anneal(trials: RowTrials, seed: int, paths: int, longer: float) -> Annealed:
+    "Train a superflow on drawn paths, `paths` in a step, all of one depth, while its weights cool; `longer` times as many steps as a flow."
+    s, train, val = trials.settings, trials.train, trials.val
+    with seeded(seed):
+        annealed = Annealed(_superflow(s, train)).to(train.x)
+    superflow, depths = annealed.superflow, [d for d in annealed.superflow.depths if d]
+    theta = adam(superflow.theta(), LEARNING_RATE)
+    train_batches, val_batches = Batches(len(train), s.batch_size, seed), Batches(len(val), s.batch_size, seed + 1)
+    loop = Loop("anneal paths", round(longer * s.steps), annealed, [theta], trials.run, trials.run.seconds_left / 3)
+    for step in loop:
+        set_lr(theta, cosine(loop.fraction, LEARNING_RATE))
+        with seeded(seed + step):
+            depth = depths[int(torch.randint(len(depths), ()))]
+            drawn, more = (annealed.draw(depth, temperature(loop.fraction), paths) for _ in range(2))
+        rows, drawn = train[train_batches(step)], list(dict.fromkeys(drawn))
+        step_theta(torch.stack([value_of(superflow, path, rows, 0.0)[0] for path in drawn]).mean(), theta, what="the drawn paths")
+        trials.steps += depth * len(drawn)
+        if loop.fraction > 1 / 6:  # what untrained layers cost says little
+            rows, judged = val[val_batches(step)], list(dict.fromkeys([*drawn, *more]))
+            with torch.no_grad():
+                annealed.learn(judged, torch.stack([sum(value_of(superflow, path, rows, s.lam)) for path in judged]))
+    return annealed
+
+# %% ../nbs/10_strategies.ipynb #b124064b
+def offers(annealed: Annealed, trials: RowTrials, seed: int, more: int = 2) -> list[Architecture]:
+    "The likeliest flow of each depth, and the `more` cheapest of others drawn where it is warm, by shared weights on validation rows."
+    superflow, val = annealed.superflow, trials.val[:2048]
+    depths = [d for d in superflow.depths if d]
+    likeliest = [annealed.likeliest(d) for d in depths]
+    with seeded(seed), torch.no_grad():
+        others = {path for d in depths for path in annealed.draw(d, temperature(2 / 3), 6)} - set(likeliest)
+        price = {path: float(sum(value_of(superflow, path, val, trials.lam))) for path in sorted(others)}
+    return [Architecture(trials.candidates[j] for j in names) for _, names in [*likeliest, *sorted(price, key=price.__getitem__)[:more]]]
+
+
+def by_annealing(paths: int = 4, longer: float = 1.0, finalists: int = 3) -> Strategy:
+    """Joint search of all layers and depths by drawn paths whose weights cool (`anneal`), then a race of what it `offers` and stacks.
+
+    ValueError for fewer than 2 paths: each is judged by the others."""
+    if paths < 2:
+        raise ValueError(f"to judge a path by the others of its step takes 2 paths or more, got {paths}")
+
+    def search(trials: RowTrials, rng: np.random.Generator) -> Iterator[Architecture]:
+        s, seed, start = trials.settings, int(rng.integers(2**31)), trials.clock()
+        rivals = [*offers(anneal(trials, seed, paths, longer), trials, seed),
+                  *(a for name in trials.candidates for a in stretched(Architecture((name,)), s.n_layers) if len(a) in trials.depths)]
+        trials.seconds += trials.clock() - start
+        for architecture in sorted(dict.fromkeys(rivals), key=len):
+            if not hopeless(s, architecture, trials.cost(architecture), trials.tried):
+                trials(architecture, s.search_steps)
+        heats = sorted((fom1, a) for (a, steps), fom1 in trials.known.items() if steps == s.search_steps)
+        for architecture in [a for _, a in heats[:finalists]] + [Architecture(())] * (0 in trials.depths):
+            trials(architecture)
+            yield trials.best()
     return search
 
 # %% ../nbs/10_strategies.ipynb #68f8ada1
@@ -465,7 +581,7 @@ RECIPES["gumbel"] = _gumbel()
 # %% ../nbs/10_strategies.ipynb #f44d1735
 LEARNING: dict[str, Strategy] = {
     "op2": by_search("op2"), "op2-printed": by_search("op2-printed"), "op1": by_search("op1"), "gumbel": by_search("gumbel"),
-    "op2-sampled": by_sampling(), "reinforce": by_sampling(paths=1, leave_one_out=False)}
+    "op2-sampled": by_sampling(), "op2-annealed": by_annealing(), "reinforce": by_sampling(paths=1, leave_one_out=False)}
 STRATEGIES: dict[str, Strategy] = {**LEARNING, **ASKING}
 
 

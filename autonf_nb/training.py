@@ -114,11 +114,13 @@ class Run:
     """The clock, the progress bar and the checkpoint folder of one job.
 
     `max_seconds` counts the seconds of earlier, interrupted tries too. `work` is the number of units the bar expects. `shared` is a
-    folder for stages that other jobs on the same rows would run as well; `stages` says how long each stage took, whoever ran it."""
+    folder for stages that other jobs on the same rows would run as well; `stages` says how long each stage took, whoever ran it,
+    `found` how many seconds of them were found done."""
     def __init__(self, folder: Path | None = None, max_seconds: float | None = None, progress: bool = False, work: float = 0,
                  save_every: float = 5.0, shared: Path | None = None):
         self.folder, self.max_seconds, self.save_every, self.shared = folder, max_seconds, save_every, shared
         self.stages: dict[str, float] = {}
+        self.found = 0.0
         self._earlier, self._start = 0.0, time.monotonic()
         self._saved = self._start
         self.bar = tqdm(total=work, disable=not progress, bar_format=BAR, mininterval=0.5)
@@ -211,6 +213,7 @@ class Loop:
             stored = self.run.load(begin, self.run.shared)
         if stored is not None:
             restore_stage(self, *stored)
+            self.run.found += self.spent
         self.budget = min(seconds, self.run.seconds_left + self.spent)
 
     @property

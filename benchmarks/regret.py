@@ -5,7 +5,8 @@
 
 A strategy that learns is given the rows that a seed of the table draws, also for seeds that the table has no trainings of; what it finds is
 scored by the table's test rows, those of its own seed excepted. One that only asks is told one seed's validation rows and scored on the
-others'. Effort is in layer steps, one layer of a flow trained for one step, and in seconds of one processor."""
+others'. Effort is in layer steps, one layer of a flow trained for one step, and in seconds of one processor, for those that ask the
+table's."""
 import argparse
 import itertools
 from pathlib import Path
@@ -20,18 +21,17 @@ from autonf_nb.strategies import ASKING, FlowTable, RowTrials, by_sampling, by_s
 from autonf_nb.training import Run, one_thread
 
 LAMS, SEEDS = (0.01, 0.1, 0.5), range(10)
-# those that do not go on to train what they found are given more steps than the first stage of the default recipe
-LEARNING = {"op2": by_search("op2"), "op2-printed": by_search("op2-printed", longer=2), "op1": by_search("op1", longer=2),
+# those that do not go on to train what they found get longer trainings; OP2 as printed as many layer steps as the default recipe
+LEARNING = {"op2": by_search("op2"), "op2-printed": by_search("op2-printed", longer=4.5), "op1": by_search("op1", longer=2),
             "gumbel": by_search("gumbel", longer=2), "op2-sampled": by_sampling(longer=2),
             "reinforce": by_sampling(paths=1, longer=4, leave_one_out=False)}
 ASKED = {name: range(100 if "optuna" not in name else 30) for name in ASKING}
-GRID = np.geomspace(1_000, 100_000, 25)  # layer steps at which curves are kept
+GRIDS = {"steps": np.geomspace(1_000, 100_000, 25), "seconds": np.geomspace(2, 200, 25)}  # effort at which curves are kept
 
 
 def learn(dataset: str, strategy: str, seed: int, work: str) -> list[dict]:
     "One strategy on one draw of rows, all lambdas; what does not depend on lambda is trained once and charged to each."
     train, val, _ = rows_of(dataset, seed)
-    table, own = FlowTable.load(dataset), [s for s in range(3) if s != seed]
     shared, out = Path(work)/f"{dataset}-{seed}", []
     shared.mkdir(parents=True, exist_ok=True)
     for lam in LAMS:
@@ -40,40 +40,52 @@ def learn(dataset: str, strategy: str, seed: int, work: str) -> list[dict]:
             trials = RowTrials(train, val, s, Run(shared=shared))
             architecture = list(LEARNING[strategy](trials, np.random.default_rng(seed)))[-1]
         out.append({"dataset": dataset, "strategy": strategy, "lam": lam, "seed": seed, "architecture": list(architecture),
-                    "regret": table.regret(architecture, lam, seeds=own), "seconds": trials.seconds, "steps": trials.steps})
+                    "seconds": trials.seconds, "steps": trials.steps})
     return out
 
 
-def ask(table: FlowTable, strategy: str, lam: float) -> np.ndarray:
-    "(seeds, GRID) regret of a strategy that only asks, NaN before its first recommendation."
-    out = []
+def scored(row: dict, tables: dict[str, FlowTable]) -> dict:
+    "A row of `learn` with the regret of its flow by the test rows of all seeds but its own."
+    table = tables[row["dataset"]]
+    others = [s for s in range(table.val_nll.shape[1]) if s != row["seed"]]
+    return row | {"regret": table.regret(row["architecture"], row["lam"], seeds=others)}
+
+
+def ask(table: FlowTable, strategy: str, lam: float) -> dict[str, np.ndarray]:
+    "(seeds, grid) regret of a strategy that only asks, by the unit of the effort; NaN before its first recommendation."
+    out = {unit: [] for unit in GRIDS}
     for seed in ASKED[strategy]:
-        record = judge(ASKING[strategy], table, lam, seed=seed, budget=GRID[-1])
-        at = np.searchsorted(record["steps"], GRID, side="right") - 1  # the last recommendation within the effort
-        out.append([record["regret"][i] if i >= 0 else np.nan for i in at])
-    return np.array(out)
+        record = judge(ASKING[strategy], table, lam, seed=seed, budget=GRIDS["steps"][-1])
+        for unit, grid in GRIDS.items():
+            at = np.searchsorted(record[unit], grid, side="right") - 1  # the last recommendation within the effort
+            out[unit].append([record["regret"][i] if i >= 0 else np.nan for i in at])
+    return {unit: np.array(regrets) for unit, regrets in out.items()}
 
 
 def curves(table: FlowTable) -> list[dict]:
-    "Mean, median and quantiles over seeds of each asking strategy's regret along the grid."
+    "Mean, median and quantiles over seeds of each asking strategy's regret along the grids, where half of the seeds have spoken."
     out = []
     for strategy, lam in itertools.product(ASKING, LAMS):
-        regrets = ask(table, strategy, lam)
-        low, middle, high = np.nanquantile(regrets, (0.1, 0.5, 0.9), axis=0)
-        out.append({"dataset": table.dataset, "strategy": strategy, "lam": lam, "steps": GRID.tolist(),
-                    "mean": np.nanmean(regrets, 0).tolist(), "low": low.tolist(), "median": middle.tolist(), "high": high.tolist()})
+        for unit, regrets in ask(table, strategy, lam).items():
+            spoken = np.isfinite(regrets).mean(0) > 0.5
+            low, middle, high = np.nanquantile(regrets[:, spoken], (0.1, 0.5, 0.9), axis=0)
+            out.append({"dataset": table.dataset, "strategy": strategy, "lam": lam, "unit": unit, "effort": GRIDS[unit][spoken].tolist(),
+                        "mean": np.nanmean(regrets[:, spoken], 0).tolist(), "low": low.tolist(), "median": middle.tolist(),
+                        "high": high.tolist()})
     return out
 
 
 def collect(parts: dict[str, list[dict]]) -> None:
-    rows = sum(parts.values(), [])
-    lines, floors = [], []
-    for dataset in DATASETS:
-        table = FlowTable.load(dataset)
+    tables, lines, floors = {dataset: FlowTable.load(dataset) for dataset in DATASETS}, [], []
+    rows = [scored(row, tables) for part in parts.values() for row in part]
+    for table in tables.values():
         lines += curves(table)
-        floors += [dict(zip(("dataset", "lam", "floor", "oracle"), (dataset, lam, *noise_floor(table, lam)))) for lam in LAMS]
+        for lam in LAMS:
+            picked, oracle = noise_floor(table, lam)
+            floors.append({"dataset": table.dataset, "lam": lam, "floor": float(picked.mean()), "floor_max": float(picked.max()),
+                           "oracle": float(oracle.mean())})
     about = meta("python benchmarks/regret.py --jobs N; --collect", seeds=list(SEEDS), packages=("numpy", "optuna"), lambdas=LAMS,
-                 hidden_features=HIDDEN, steps=STEPS, asked={k: len(v) for k, v in ASKED.items()}, grid=GRID.tolist(),
+                 hidden_features=HIDDEN, steps=STEPS, asked={k: len(v) for k, v in ASKED.items()},
                  data="the rows of autonf_nb/datasets/tabular_benchmark.npz")
     write(RESULTS/"regret.json", about, rows, curves=lines, floors=floors)
 
