@@ -5,7 +5,6 @@
 
 Three flows of the race are trained in full instead of five. From the best of them all flows that differ in one layer are trained briefly,
 the `tries` best of these in full, and so on from there as long as that finds a better one. Rows, scores and effort as in regret.py."""
-import argparse
 import itertools
 import math
 from collections.abc import Callable
@@ -13,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from record import RESULTS, meta, write
+from record import RESULTS, finished, job_parser, meta, write
 from regret import LAMS, SEEDS, scored
 from tabular import DATASETS, HIDDEN, STEPS, rows_of
 
 from autonf_nb import search
 from autonf_nb.candidates import Architecture
-from autonf_nb.parallel import Results, run_tasks
+from autonf_nb.parallel import run_tasks
 from autonf_nb.search import Prefix, Settings, from_scratch, hopeless, prefix_of
 from autonf_nb.strategies import FlowTable, RowTrials, by_search
 from autonf_nb.training import Rows, Run, one_thread
@@ -89,10 +88,7 @@ def learn(dataset: str, seed: int, work: str) -> list[dict]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--work", type=Path, default=Path("climbing_work"), help="folder of what is trained and finished")
-    parser.add_argument("--collect", action="store_true", help="write what is finished")
+    parser = job_parser(__doc__, "climbing_work")
     parser.add_argument("--note", help="what is to be said of where the parts were trained")
     args = parser.parse_args()
     tasks = {f"{d}, seed {s}": {"dataset": d, "seed": s, "work": str(args.work/"flows")} for s, d in itertools.product(SEEDS, DATASETS)}
@@ -100,7 +96,7 @@ if __name__ == "__main__":
         run_tasks(learn, tasks, args.work/"parts", jobs=args.jobs, title="climbing")
     else:
         tables = {dataset: FlowTable.load(dataset) for dataset in DATASETS}
-        done = [part["result"] for part in (Results(args.work/"parts").get(name, a) for name, a in tasks.items()) if part]
+        done = finished(tasks, args.work/"parts").values()
         about = meta("python benchmarks/climbing.py --jobs N; --collect", seeds=list(SEEDS), packages=("numpy",), lambdas=LAMS,
                      hidden_features=HIDDEN, steps=STEPS, note=args.note, data="the rows of autonf_nb/datasets/tabular_benchmark.npz")
         write(RESULTS/"climbing.json", about, [scored(row, tables) for part in done for row in part])

@@ -5,16 +5,15 @@
 
 Rows and networks are those of benchmarks/tabular.py; POWER and protein are parts. What both ways train in the same manner they train once,
 and both are charged for it. Scores are those of the flow that a search trained, on validation rows and on test rows of its own seed."""
-import argparse
 import itertools
 from pathlib import Path
 
 import numpy as np
-from record import RESULTS, meta, write
+from record import RESULTS, finished, job_parser, meta, write
 from tabular import HIDDEN, STEPS, rows_of
 
 from autonf_nb.metrics import nll_with_error
-from autonf_nb.parallel import Results, run_tasks
+from autonf_nb.parallel import run_tasks
 from autonf_nb.search import Settings, flow_of, from_scratch
 from autonf_nb.strategies import RowTrials, by_annealing, by_search
 from autonf_nb.training import Run, one_thread, row_log_prob
@@ -42,16 +41,13 @@ def search(dataset: str, seed: int, work: str) -> list[dict]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--work", type=Path, default=Path("deep_work"), help="folder of what is trained and finished")
-    parser.add_argument("--collect", action="store_true", help="write what is finished")
+    parser = job_parser(__doc__, "deep_work")
     args = parser.parse_args()
     tasks = {f"{d}, seed {s}": {"dataset": d, "seed": s, "work": str(args.work/"flows")} for s, d in itertools.product(SEEDS, DATASETS)}
     if not args.collect:
         run_tasks(search, tasks, args.work/"parts", jobs=args.jobs, title="deep search")
     else:
-        done = [part["result"] for part in (Results(args.work/"parts").get(name, a) for name, a in tasks.items()) if part]
+        done = finished(tasks, args.work/"parts").values()
         about = meta("python benchmarks/deep_search.py --jobs N; --collect", seeds=list(SEEDS), packages=("numpy",), lambdas=LAMS,
                      hidden_features=HIDDEN, steps=STEPS, n_layers=8, data="the rows of autonf_nb/datasets/tabular_benchmark.npz")
         write(RESULTS/"deep_search.json", about, sum(done, []))

@@ -1,4 +1,5 @@
 """What the benchmarks share: how they time calls, and what they write beside their rows."""
+import argparse
 import datetime
 import json
 import platform
@@ -9,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from autonf_nb import __version__
+from autonf_nb.parallel import Results
 
 RESULTS = Path(__file__).resolve().parents[1]/"results"
 
@@ -45,3 +47,18 @@ def write(path: Path, meta: dict, rows: list[dict], **more) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"meta": meta, "rows": rows, **more}, indent=1) + "\n")
     print(f"wrote {len(rows)} rows to {path}")
+
+
+def job_parser(doc: str, work: str) -> argparse.ArgumentParser:
+    "Options of a benchmark of many trainings: --jobs, --work (by default the folder `work`), --collect."
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
+    parser.add_argument("--work", type=Path, default=Path(work), help="folder of what is trained and finished")
+    parser.add_argument("--collect", action="store_true", help="write what is finished")
+    return parser
+
+
+def finished(tasks: dict[str, dict], folder: Path) -> dict[str, object]:
+    "The results of those tasks of `run_tasks` that are finished in `folder`, by name."
+    found = {name: Results(folder).get(name, arguments) for name, arguments in tasks.items()}
+    return {name: part["result"] for name, part in found.items() if part}

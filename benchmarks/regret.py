@@ -1,21 +1,21 @@
 """How far from the best flow each strategy ends, by the table of every flow (benchmarks/tabular.py).
 
-    python benchmarks/regret.py --jobs 2         # those that learn: 10 seeds x 3 lambdas; a stopped run goes on
-    python benchmarks/regret.py --collect        # those that only ask, 100 seeds from the table; -> results/regret.json
+    python benchmarks/regret.py --jobs 2 --datasets gas_turbine,two_moons                       # those that learn: 10 seeds x 3 lambdas
+    python benchmarks/regret.py --jobs 2 --strategies op2,op2-printed --datasets power,protein  # a stopped run goes on
+    python benchmarks/regret.py --collect   # those that only ask, 100 seeds from the table; -> results/regret.json
 
 A strategy that learns is given the rows that a seed of the table draws, also for seeds that the table has no trainings of; what it finds is
 scored by the table's test rows, those of its own seed excepted. One that only asks is told one seed's validation rows and scored on the
 others'. Effort is in layer steps, one layer of a flow trained for one step, and in seconds of one processor, for those that ask the
 table's."""
-import argparse
 import itertools
 from pathlib import Path
 
 import numpy as np
-from record import RESULTS, meta, write
+from record import RESULTS, finished, job_parser, meta, write
 from tabular import DATASETS, HIDDEN, STEPS, rows_of
 
-from autonf_nb.parallel import Results, run_tasks
+from autonf_nb.parallel import run_tasks
 from autonf_nb.search import Settings
 from autonf_nb.strategies import ASKING, FlowTable, RowTrials, by_sampling, by_search, judge, noise_floor
 from autonf_nb.training import Run, one_thread
@@ -84,24 +84,22 @@ def collect(parts: dict[str, list[dict]]) -> None:
             picked, oracle = noise_floor(table, lam)
             floors.append({"dataset": table.dataset, "lam": lam, "floor": float(picked.mean()), "floor_max": float(picked.max()),
                            "oracle": float(oracle.mean())})
-    about = meta("python benchmarks/regret.py --jobs N; --collect", seeds=list(SEEDS), packages=("numpy", "optuna"), lambdas=LAMS,
+    about = meta("python benchmarks/regret.py --jobs N, with the strategies and datasets of its first lines; --collect",
+                 seeds=list(SEEDS), packages=("numpy", "optuna"), lambdas=LAMS,
                  hidden_features=HIDDEN, steps=STEPS, asked={k: len(v) for k, v in ASKED.items()},
                  data="the rows of autonf_nb/datasets/tabular_benchmark.npz")
     write(RESULTS/"regret.json", about, rows, curves=lines, floors=floors)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--work", type=Path, default=Path("regret_work"), help="folder of what is trained and finished")
+    parser = job_parser(__doc__, "regret_work")
     parser.add_argument("--strategies", default=",".join(LEARNING))
-    parser.add_argument("--datasets", default="gas_turbine,two_moons")
-    parser.add_argument("--collect", action="store_true", help="write what is finished")
+    parser.add_argument("--datasets", default=",".join(DATASETS))
     args = parser.parse_args()
+    strategies, datasets = (LEARNING, DATASETS) if args.collect else (args.strategies.split(","), args.datasets.split(","))
     tasks = {f"{d}, {k}, seed {s}": {"dataset": d, "strategy": k, "seed": s, "work": str(args.work/"flows")}
-             for s, k, d in itertools.product(SEEDS, args.strategies.split(","), args.datasets.split(","))}
+             for s, k, d in itertools.product(SEEDS, strategies, datasets)}
     if not args.collect:
         run_tasks(learn, tasks, args.work/"parts", jobs=args.jobs, title="regret")
     else:
-        done = {name: Results(args.work/"parts").get(name, a) for name, a in tasks.items()}
-        collect({name: part["result"] for name, part in done.items() if part})
+        collect(finished(tasks, args.work/"parts"))

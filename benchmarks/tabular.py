@@ -6,7 +6,6 @@
 Small networks and short trainings, as a table of a thousand trainings asks for: 32 hidden units, 800 steps of 256 rows. The seed draws the
 split, the batches and the weights. Tied columns are dequantised; protein is looked for under AUTONF_DATA. Seconds are those of the
 processor, on one thread, so that two trainings side by side do not count twice."""
-import argparse
 import itertools
 import json
 import time
@@ -22,7 +21,7 @@ from autonf_nb.metrics import nll_with_error
 from autonf_nb.parallel import run_tasks
 from autonf_nb.search import Settings, flow_of, from_scratch, prefix_of
 from autonf_nb.training import Rows, Run, one_thread, row_log_prob
-from record import RESULTS, meta, write
+from record import RESULTS, job_parser, meta, write
 
 DATASETS = ("gas_turbine", "two_moons", "power", "protein")
 CANDIDATES, DEPTH, SEEDS = ("MAF", "RQ-AF", "RealNVP", "RQ-C"), 3, range(7)
@@ -89,10 +88,7 @@ def collect(parts: dict[str, dict], tasks: dict[str, dict], note: str | None) ->
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--work", type=Path, default=Path("tabular_work"), help="folder of the finished trainings")
-    parser.add_argument("--collect", action="store_true", help="write the table")
+    parser = job_parser(__doc__, "tabular_work")
     parser.add_argument("--note", help="what is to be said of where the parts were trained")
     args = parser.parse_args()
     tasks = {f"{d}, {' > '.join(a) or 'identity'}, seed {s}": {"dataset": d, "seed": s, "architecture": list(a)}
