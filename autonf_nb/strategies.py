@@ -398,7 +398,7 @@ class _Sampled(nn.Module):
         self.running.copy_(0.95 * before + 0.05 * values.mean())
         return before
 
-
+# %% ../nbs/10_strategies.ipynb #296c6462
 def by_sampling(paths: int = 4, longer: float = 1.0, *, leave_one_out: bool = True) -> Strategy:
     """Search by drawn paths: `paths` of them in each theta step and, after a warm-up of a third, in each alpha step; `longer` times as many
     steps as a full training. Speaks once: the best of ten drawn paths and the likeliest, by the shared weights on validation rows.
