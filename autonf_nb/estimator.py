@@ -339,33 +339,33 @@ def write_flow(folder: Path, config: dict[str, Any], tensors: Mapping[str, Tenso
     write_files(folder, {WEIGHTS: weights, CONFIG: config_text(config).encode()})
 
 # %% ../nbs/11_estimator.ipynb #c3bb4f67
-def _read(path: Path) -> bytes:
+def _read(path: Path, writer: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise FlowFolderError(f"{path.parent} has no {path.name}: it is incomplete, or not a folder that AutoNF.save wrote") from None
+        raise FlowFolderError(f"{path.parent} has no {path.name}: it is incomplete, or not a folder that {writer} wrote") from None
     except OSError as error:
         raise FlowFolderError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
 
 
-def read_flow(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    "Configuration and tensors of a saved flow; `FlowFolderError` when anything about it is not as it was written."
+def read_flow(folder: Path, form: str = FORMAT, writer: str = "AutoNF.save") -> tuple[dict[str, Any], dict[str, Tensor]]:
+    "Configuration and tensors of what `writer` saved in format `form`; `FlowFolderError` when anything is not as it was written."
     if not folder.is_dir():
-        raise FlowFolderError(f"there is no folder {folder}: name one that AutoNF.save or `autonf search` wrote")
-    text = _read(folder/CONFIG)
+        raise FlowFolderError(f"there is no folder {folder}: name one that {writer}{' or `autonf search`' * (form == FORMAT)} wrote")
+    text = _read(folder/CONFIG, writer)
     try:
         config = json.loads(text)
     except ValueError as error:
         raise FlowFolderError(f"{folder/CONFIG} is damaged (not JSON: {error}): save the flow again, or get another copy") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise FlowFolderError(f"{folder/CONFIG} does not describe a flow of autonf_nb: name a folder that AutoNF.save wrote")
+    if not isinstance(config, dict) or config.get("format") != form:
+        raise FlowFolderError(f"{folder/CONFIG} does not describe a flow of autonf_nb: name a folder that {writer} wrote")
     version = config.get("format_version")
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise FlowFolderError(f"{folder} was written in format {version} by autonf_nb {config.get('package_version')}, newer than the "
                               f"format {FORMAT_VERSION} that autonf_nb {__version__} reads: upgrade autonf_nb")
     if config.get("config_sha256") != config_checksum(config):
         raise FlowFolderError(f"{folder/CONFIG} is damaged (its checksum does not fit): save the flow again, or get another copy")
-    weights = _read(folder/WEIGHTS)
+    weights = _read(folder/WEIGHTS, writer)
     if _sha256(weights) != config["flow_sha256"]:
         raise FlowFolderError(f"{folder/WEIGHTS} is damaged or belongs to another {CONFIG} ({len(weights)} bytes; its checksum does not "
                               "fit): save the flow again, or get another copy")
