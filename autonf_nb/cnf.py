@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from nflows.transforms import CompositeTransform, Logit, MultiscaleCompositeTransform, PointwiseAffineTransform
+from nflows.transforms import CompositeTransform, Logit, PointwiseAffineTransform
 from nflows.transforms.base import Transform
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,7 +27,7 @@ from .transforms.multiscale import Squeeze
 
 # %% auto #0
 __all__ = ['SIDES', 'border', 'loop_kernel', 'loop_trace', 'Convolutions', 'ConvSnapshot', 'ConvDynamics', 'OnRows', 'ImageCNF',
-           'pixel_logit', 'Saved', 'ImageFlow']
+           'PixelLogit', 'Saved', 'ImageFlow']
 
 # %% ../nbs/13_cnf.ipynb #31fdf1fb
 SIDES = tuple((row, column) for row in (None, -1, 1) for column in (None, -1, 1))  # of the picture: (-1, None) is its top row
@@ -188,14 +188,14 @@ class ImageCNF(Transform):
             return [OnRows(continuous(math.prod(shape), dynamics=kind, hidden_features=hidden_features,
                                       context_features=context_features, **options)) for _ in range(flows)]
 
-        (C, H, W), levels = shape, []
+        (C, H, W), self.scales, self.leaving = shape, nn.ModuleList(), []
         for _ in range(scales - 1):
             squeezed = (4 * C, H // 2, W // 2)
-            levels.append((CompositeTransform([*stack((C, H, W)), Squeeze(), *stack(squeezed)]), squeezed))
+            self.scales.append(CompositeTransform([*stack((C, H, W)), Squeeze(), *stack(squeezed)]))
             C, H, W = 2 * C, H // 2, W // 2
-        self.scales = MultiscaleCompositeTransform(scales)
-        for transform, of_shape in (*levels, (CompositeTransform(stack((C, H, W))), (C, H, W))):
-            self.scales.add_transform(transform, of_shape)
+            self.leaving.append((C, H, W))  # half of the squeezed channels; the others go on
+        self.scales.append(CompositeTransform(stack((C, H, W))))
+        self.leaving.append((C, H, W))
 
     @property
     def flows(self) -> list[ContinuousFlow]:
@@ -214,27 +214,48 @@ class ImageCNF(Transform):
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Density direction: flattened pictures to noise."""
         self._check(inputs, "inputs")
-        if len(inputs) == 0:  # nflows cannot flatten an empty batch
-            return inputs, inputs.new_zeros(0)
-        return self.scales(inputs.reshape(-1, *self.shape), context)
+        images, logabsdet, noise = inputs.reshape(-1, *self.shape), inputs.new_zeros(len(inputs)), []
+        for scale, (channels, *_) in zip(self.scales, self.leaving):
+            images, of_scale = scale(images, context)
+            logabsdet = logabsdet + of_scale
+            noise.append(images[:, :channels].flatten(1))
+            images = images[:, channels:]
+        return torch.cat(noise, 1), logabsdet
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sampling direction: noise to flattened pictures."""
         self._check(inputs, "noise")
-        if len(inputs) == 0:
-            return inputs, inputs.new_zeros(0)
-        outputs, logabsdet = self.scales.inverse(inputs, context)
-        return outputs.flatten(1), logabsdet
+        noise, logabsdet = inputs.split([math.prod(shape) for shape in self.leaving], 1), inputs.new_zeros(len(inputs))
+        images = inputs.new_zeros(len(inputs), 0, *self.leaving[-1][1:])
+        for scale, shape, part in reversed(list(zip(self.scales, self.leaving, noise))):
+            images, of_scale = scale.inverse(torch.cat([part.reshape(-1, *shape), images], 1), context)
+            logabsdet = logabsdet + of_scale
+        return images.flatten(1), logabsdet
 
     def extra_repr(self) -> str:
         return f"shape={self.shape}"
 
 # %% ../nbs/13_cnf.ipynb #937ba2ca
-def pixel_logit(alpha: float = 0.05) -> Transform:
-    """Pixels `(B, D)` in [0, 1] to the real line, `logit(alpha + (1 - 2 alpha) x)`, in the density direction (Dinh et al. 2017, 4.1)."""
-    if not 0 < alpha < 0.5:
-        raise ValueError(f"alpha must be between 0 and 0.5, got {alpha}")
-    return CompositeTransform([PointwiseAffineTransform(shift=alpha, scale=1 - 2 * alpha), Logit()])
+class PixelLogit(CompositeTransform):
+    """Pixels `(B, D)` in [0, 1] to the real line, `logit(alpha + (1 - 2 alpha) x)`, in the density direction; ValueError for other numbers.
+
+    Source: Real NVP (Dinh et al. 2017), section 4.1.
+    """
+
+    def __init__(self, alpha: float = 0.05):
+        if not 0 < alpha < 0.5:
+            raise ValueError(f"alpha must be between 0 and 0.5, got {alpha}")
+        super().__init__([PointwiseAffineTransform(shift=alpha, scale=1 - 2 * alpha), Logit()])
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Density direction."""
+        outside = ~((inputs >= 0) & (inputs <= 1)).all(1)  # what is not a number is outside, too
+        if outside.any():
+            row = int(outside.nonzero()[0])
+            raise ValueError(f"pixels must be numbers between 0 and 1, those of row {row} go from {float(inputs[row].min()):g} to "
+                             f"{float(inputs[row].max()):g}: give whole numbers to dequantize_images first")
+        return super().forward(inputs)
+
 
 # %% ../nbs/13_cnf.ipynb #e0e8a8f6
 class Saved:
@@ -251,7 +272,7 @@ class Saved:
 
     @classmethod
     def load(cls, folder: str | os.PathLike, device: str | torch.device = "cpu") -> Self:
-        """The module of a folder of `save`, in evaluation mode, in the dtype it had; FlowFolderError (a ValueError) for any other folder."""
+        """The module of a folder of `save`, in evaluation mode, in its dtype; FlowFolderError (a ValueError) for any other folder."""
         config, tensors = read_flow(Path(folder), cls.format_name(), f"{cls.__name__}.save")
         try:
             module = cls(**config["settings"]).to(next(value.dtype for value in tensors.values() if value.is_floating_point()))
@@ -270,5 +291,5 @@ class ImageFlow(Saved, Flow):
     """A density of flattened pictures `(B, C H W)` with pixels in [0, 1]: logit, then `ImageCNF`; `options` are those of `ImageCNF`."""
 
     def __init__(self, shape: Sequence[int], *, alpha: float = 0.05, **options):
-        super().__init__(CompositeTransform([pixel_logit(alpha), ImageCNF(tuple(shape), **options)]), math.prod(shape))
+        super().__init__(CompositeTransform([PixelLogit(alpha), ImageCNF(tuple(shape), **options)]), math.prod(shape))
         self.settings = {"shape": list(shape), "alpha": alpha, **options}

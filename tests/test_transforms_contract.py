@@ -14,6 +14,7 @@ from nflows.transforms import CompositeTransform, InverseTransform
 from nflows.transforms.base import Transform
 
 from autonf_nb.candidates import CANDIDATES
+from autonf_nb.cnf import ImageCNF
 from autonf_nb.transforms.autoregressive import Autoregressive, RecurrentConditioner
 from autonf_nb.transforms.continuous import ContinuousFlow, SolverError
 from autonf_nb.transforms.coupling import AFFINE, Coupling, FeatureMajorResNet, rational_quadratic
@@ -48,6 +49,8 @@ FAMILIES["Glow"] = Family(nonlinear("Glow"), train_differs="activation normalisa
                           train_agrees_later=True)
 # as a candidate its tolerance is 1e-5, which is then its error: the contract is for exact functions
 FAMILIES["CNF"] = Family(lambda d, c: ContinuousFlow(d, hidden_features=HIDDEN, context_features=c, tolerance=1e-11))
+FAMILIES["CNF, convolutions"] = Family(  # each row a picture of one line of pixels
+    lambda d, c: ImageCNF((1, 1, d), scales=1, hidden_features=4, context_features=c, tolerance=1e-11, max_steps=150))
 FAMILIES |= {
     "RQ-C, residual conditioner": Family(
         lambda d, c: Coupling(d, RQ, hidden_features=HIDDEN, context_features=c, network=FeatureMajorResNet)),
@@ -71,7 +74,7 @@ FAMILIES |= {
 }
 PERMUTATIONS = ("ReversePermutation", "Permutation")   # no parameters, and not the identity: chapter 02a checks their order
 MAY_HAVE_NO_ROOT = ("B-NAF",)   # its weights multiply: with 21 features and outputs of 1e4 its values pass what single precision can hold
-MAY_HAVE_NO_SOLUTION = ("CNF",)   # with a velocity of thousands its 500 steps do not arrive
+MAY_HAVE_NO_SOLUTION = ("CNF", "CNF, convolutions")   # with a velocity of thousands its 500 steps do not arrive
 WITHOUT_EFFECT = {("Householder", 1)}   # a rotation of one feature is the identity, whatever its parameters
 FREE_OF_NETWORKS = ("planar", "radial", "Sylvester")   # without a context
 
