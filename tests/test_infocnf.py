@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from autonf_nb.infocnf import CIFAR10, METHODS, InfoCNF, continuous_flows, evaluate, gated_flows, train_labelled
+from autonf_nb.training import Run
 from autonf_nb.transforms.multiscale import dequantize_images
 
 SMALL = {"shape": [1, 4, 4], "classes": 3, "hidden_features": 4, "tolerance": 1e-3, "train_trace": "rademacher"}
@@ -27,12 +28,10 @@ def test_one_step_at_the_size_of_the_paper(method):
     if "gates" in how:
         how["gates"] = {"start": -2.0}
     flow = InfoCNF(**{**CIFAR10, "tolerance": 1e-2}, **how)
-    before = [p.detach().clone() for p in flow.parameters()]
     (record,) = train_labelled(flow, x, y, epochs=1, batch_size=2, lr=1e-3, levels=256, prepare=lambda rows: dequantize_images(rows, 256))
     assert len(record["nfe"]) == len(continuous_flows(flow)) == 14 and min(record["nfe"]) >= 7
     assert 6 < record["nll"] < 12  # pictures of noise have 8 bits a pixel, and the flow does not know it yet
-    moved = sum(not torch.equal(a, p) for a, p in zip(before, flow.parameters()))
-    assert moved > 0.3 * len(before)
+    assert all(f.dynamics.layers[-1].weight.any() for f in continuous_flows(flow))  # they begin at zero
     scores = evaluate(flow, dequantize_images(x, 256), y)
     assert math.isfinite(scores["nll"]) and math.isfinite(scores["marginal_nll"])
 
@@ -50,37 +49,30 @@ def test_saved_and_loaded(method, tmp_path):
     assert len(gated_flows(again)) == (3 if "learned" in method else 0)
 
 
-def test_a_training_goes_on_as_if_it_had_not_been_stopped(tmp_path):
-    from autonf_nb.training import Run
+class Stopped(Exception):
+    pass
 
+
+def test_a_training_goes_on_as_if_it_had_not_been_stopped(tmp_path):
     x, y = pictures(SMALL["shape"], 24, 3)
 
-    def train(folder, max_seconds=None):
+    def train(folder, stop_at=99):
+        folder.mkdir(exist_ok=True)
         torch.manual_seed(1)
-        flow = InfoCNF(**SMALL, part=0.5, gates={})
-        with Run(folder, max_seconds=max_seconds, save_every=0.0) as run:
-            records = train_labelled(flow, x, y, epochs=2, batch_size=8, lr=1e-2, seed=3, levels=256, run=run,
-                                     prepare=lambda rows: dequantize_images(rows, 256))
-        return flow, records
+        flow, calls = InfoCNF(**SMALL, part=0.5, gates={}), []
 
-    class Stopped(Exception):
-        pass
+        def prepare(rows):
+            calls.append(len(rows))
+            if len(calls) == stop_at:
+                raise Stopped
+            return dequantize_images(rows, 256)
 
-    (tmp_path/"a").mkdir()
-    (tmp_path/"b").mkdir()
-    whole, records = train(tmp_path/"a")
-    calls = []
+        with Run(folder, save_every=0.0) as run:
+            return flow, train_labelled(flow, x, y, epochs=2, batch_size=8, lr=1e-2, seed=3, levels=256, run=run, prepare=prepare)
 
-    def stop_at_the_fourth(rows):
-        calls.append(1)
-        if len(calls) == 4:
-            raise Stopped
-        return dequantize_images(rows, 256)
-
-    torch.manual_seed(1)
-    flow = InfoCNF(**SMALL, part=0.5, gates={})
-    with pytest.raises(Stopped), Run(tmp_path/"b", save_every=0.0) as run:
-        train_labelled(flow, x, y, epochs=2, batch_size=8, lr=1e-2, seed=3, levels=256, run=run, prepare=stop_at_the_fourth)
-    resumed, again = train(tmp_path/"b")
+    whole, records = train(tmp_path/"whole")
+    with pytest.raises(Stopped):
+        train(tmp_path/"parts", stop_at=4)
+    resumed, again = train(tmp_path/"parts")
     assert again == records
     assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters()))
