@@ -47,7 +47,7 @@ notebooks: $(VENV)/.dev  ## run all notebooks anew, in place, then `make sync`
 sync: $(VENV)/.dev  ## package, module index, sidebar and README from the notebooks
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
-	$(BIN)/nbdev_sidebar
+	$(BIN)/python docs/sidebar.py
 	$(BIN)/python docs/readme.py
 
 docs: $(VENV)/.docs  ## the documentation site, into docs/_build/html

@@ -20,7 +20,6 @@ myst_enable_extensions = ["amsmath", "attrs_block", "attrs_inline", "colon_fence
 myst_heading_anchors = 4
 nb_code_prompt_show = "Show code"
 nb_code_prompt_hide = "Hide code"
-numfig = True
 suppress_warnings = ["myst.header"]  # show_doc headings are level 3 wherever they stand
 
 mathjax_path = "mathjax/tex-svg.js"  # vendored: no CDN
@@ -52,7 +51,7 @@ html_theme_options = {
     "show_toc_level": 3,
     "navigation_depth": 2,
     "show_nav_level": 1,
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": {"**": ["page-toc"], "index": []},
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
     "footer_start": ["copyright"],
