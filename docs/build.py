@@ -112,7 +112,7 @@ class Prep:
         s = CALLOUT.sub(callout, s)
         s = DIV.sub(r"\1{div} \2", s)
         s = DISPLAY.sub(equation, s)
-        s = re.sub(r"(?<![\w`@.])@(eq-[\w-]+)", rf"{{eq}}`{self.page}-\1`", s)
+        s = re.sub(r"(?<![\w`@.])@(eq-[\w-]+)", rf"eq. {{eq}}`{self.page}-\1`", s)
         s = re.sub(r"\{target=\"_blank\"[^}]*\}", "", s)
 
         def doclink(m):  # a method that no page shows is looked for on its class's page
