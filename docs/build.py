@@ -220,9 +220,9 @@ def reference(chapters, shown):
                 said = re.search(r"^\*(.+?)\*$", md[m.end() :], re.M | re.S)
                 said = re.split(r"(?<=\w[.:;]) (?=[A-Z`])", " ".join(said[1].split()))[0].rstrip(".:;").replace("|", "\\|") if said else ""
                 label = f"[`{m['name']}`](#{page}--{m['name'].lower()})"
-                rows[m["name"].lower()] = f"| {label} | {said} | " + (f"[source]({m['url']}) |" if m["url"] else "|")
+                rows[m["name"].lower()] = f"| {label} | {said} | " + (f"[code]({m['url']}) |" if m["url"] else "|")
         if rows:
-            parts.append(f"## [{name}]({page}.ipynb)\n\n| Name | What it is | |\n|---|---|---|\n" + "\n".join(rows.values()))
+            parts.append(f"## [{name}]({page}.ipynb)\n\n| Name | What it is | Source |\n|---|---|---|\n" + "\n".join(rows.values()))
     return "\n\n".join(parts) + "\n"
 
 

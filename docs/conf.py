@@ -27,7 +27,8 @@ mathjax3_config = {"svg": {"fontCache": "global"}, "options": {"enableMenu": Fal
 
 templates_path = [str(here / "_templates")]
 html_static_path = [str(here / "_static")]
-html_css_files = ["site.css"]
+html_css_files, html_js_files = ["site.css"], ["site.js"]
+html_search_scorer = str(here / "scorer.js")
 html_favicon = str(here / "_static" / "logo.svg")
 html_theme = "pydata_sphinx_theme"
 html_show_sphinx = html_copy_source = html_show_sourcelink = False
@@ -59,3 +60,12 @@ html_theme_options = {
     "back_to_top_button": True,
 }
 copybutton_selector = "div.cell_input div.highlight pre, div.highlight-sh pre, div.highlight-bash pre"
+
+
+def setup(app):
+    # myst-nb names a folded cell "Toggle hidden content", which hides the name that it shows from those who hear the page
+    def named(app, page, template, context, doctree):
+        context["body"] = context.get("body", "").replace('<summary aria-label="Toggle hidden content">', "<summary>")
+
+    app.connect("html-page-context", named)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
