@@ -16,7 +16,7 @@ import pytest
 sync_api = pytest.importorskip("playwright.sync_api")
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "docs/_build/html"
-SCREEN = {"width": 1280, "height": 900}
+SCREEN, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 AXE = ROOT / "tests/axe/axe.min.js"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -67,7 +67,7 @@ def context():
         pytest.skip("no Chromium on the PATH, so the site is not tested: apt-get install chromium")
     with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium.new_context(viewport=SCREEN)
+        yield chromium.new_context()
         chromium.close()
 
 
@@ -77,10 +77,11 @@ class Watched:
     def __init__(self, context, allowed: str):
         self.context, self.allowed, self.wrong, self.opened = context, allowed, [], []
 
-    def open(self, url: str, **options):
+    def open(self, url: str, size=SCREEN, **options):
         "A page of the context that all tests share, or of one of its own."
-        here = self.context.browser.new_context(**{"viewport": SCREEN, **options}) if options else self.context
+        here = self.context.browser.new_context(**options) if options else self.context
         page = here.new_page()
+        page.set_viewport_size(size)
         self.opened.append(here if options else page)
         page.on("console", lambda m: self.wrong.append(f"console: {m.text}") if m.type == "error" else None)
         page.on("pageerror", lambda e: self.wrong.append(f"exception: {e}"))
@@ -114,15 +115,14 @@ def violations(page, **options) -> list[str]:
 @pytest.mark.parametrize("name", PAGES)
 def test_page(watched, site, name):
     "It loads, nothing is left unrendered, figures have a text, a phone needs no scrolling sideways, axe finds nothing serious."
-    page = watched.open(f"{site}{name}.html")
+    page = watched.open(f"{site}{name}.html", size=PHONE)
     assert page.locator("h1").count() == 1
     text = page.evaluate(PROSE)  # without code and formulas
     assert not [f"{what}: {found[0]!r}" for what, mark in RAW.items() if (found := re.search(mark + ".{0,30}", text))]
     assert not page.locator("mjx-merror, .math:not(:has(mjx-container))").count(), "a formula is not rendered"
     bare = page.eval_on_selector_all("main img", BARE)
     assert not bare, "a figure does not load or has no `#| fig-alt`"
-    page.set_viewport_size({"width": 390, "height": 844})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390, "a phone scrolls sideways"
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], "a phone scrolls sideways"
     # the colours of code are looked at in test_contrast: a span for each word takes most of axe's time
     page.evaluate("document.querySelectorAll('pre').forEach(pre => { pre.textContent = pre.textContent })")
     assert not violations(page, rules={"color-contrast": {"enabled": False}})
@@ -190,7 +190,7 @@ def test_dark_mode_is_switched_and_kept(watched, site):
 
 
 def test_phone_menu(watched, site):
-    page = watched.open(f"{site}linear.html", viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    page = watched.open(f"{site}linear.html", size=PHONE, is_mobile=True, has_touch=True)
     page.locator("button.primary-toggle").tap()
     page.locator("dialog a, .bd-sidebar-primary a").filter(has_text="Coupling layers").locator("visible=true").tap()
     page.wait_for_url("**/coupling.html")
@@ -267,6 +267,6 @@ def test_report_opens_from_disk(context, tmp_path, scheme):
     page = pages.open(report.as_uri(), color_scheme=scheme, offline=True, bypass_csp=True)  # for axe: the report itself allows no script
     assert page.locator("h1").count() == 1 and not page.eval_on_selector_all("img", BARE)
     assert not violations(page)
-    page.set_viewport_size({"width": 390, "height": 844})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390, "a phone scrolls sideways"
+    page.set_viewport_size(PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], "a phone scrolls sideways"
     pages.close()
