@@ -1,7 +1,7 @@
 """Spirals, fitted and extrapolated by a latent ODE with and without the partitioned code (InfoCNF paper, section 4.6).
 
     python benchmarks/latent_ode.py [--jobs 2]     # minutes a training; a stopped one goes on where it was
-    python benchmarks/latent_ode.py --tune         # what the learning rate and beta were chosen by, on windows of their own
+    python benchmarks/latent_ode.py --tune         # three learning rates, three beta, on windows of their own
     python benchmarks/latent_ode.py --collect      # -> results/latent_ode.json
     python benchmarks/latent_ode.py --paper        # the paper's 20,000 epochs, hours a training, in a folder and a file of their own
 
@@ -163,7 +163,7 @@ def tunings() -> dict[str, dict]:
 if __name__ == "__main__":
     parser = job_parser(__doc__, "latent_ode_work")
     parser.add_argument("--paper", action="store_true", help="the paper's schedule")
-    parser.add_argument("--tune", action="store_true", help="short trainings for the choice of learning rate and beta")
+    parser.add_argument("--tune", action="store_true", help="short trainings with other learning rates and beta")
     args = parser.parse_args()
     schedule, work = (PAPER, args.work.with_name(f"{args.work.name}_paper")) if args.paper else (FAST, args.work)
     if args.tune:
