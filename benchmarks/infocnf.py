@@ -2,6 +2,7 @@
 
     python benchmarks/infocnf.py                  # a stopped run goes on; --group small,large: only these, see `tasks`
     python benchmarks/infocnf.py --collect        # -> results/infocnf_runs.json and, claim by claim, results/infocnf.json
+    python benchmarks/infocnf.py --claims         # the latter anew, from infocnf_runs.json and latent_ode.json
 
 Digits are scikit-learn's, 8x8 pixels, 17 grey values: 1,437 images train, 360 test, the same for all. A seed draws weights, batches and
 all noise. Small batches have 64 images, large ones 239 (22 and 6 steps an epoch; the paper has 55 and 6), for equally many epochs; large
@@ -408,11 +409,15 @@ def claims(runs: Runs) -> list[dict]:
 if __name__ == "__main__":
     parser = job_parser(__doc__, "infocnf_work")
     parser.add_argument("--group", help="only the tasks whose names begin with one of these, separated by commas")
+    parser.add_argument("--claims", action="store_true", help="write results/infocnf.json anew from results/infocnf_runs.json")
     args = parser.parse_args()
     todo = tasks()
     if args.group:
         todo = {name: task for name, task in todo.items() if name.startswith(tuple(args.group.split(",")))}
-    if not args.collect:
+    if args.claims:
+        stored = json.loads((RESULTS/"infocnf_runs.json").read_text())
+        write(RESULTS/"infocnf.json", stored["meta"], claims(Runs({row["task"]: row for row in stored["rows"]})))
+    elif not args.collect:
         run_tasks(run, todo, args.work, jobs=args.jobs, title="infocnf", progress=False)
     else:
         done = finished(todo, args.work)
