@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from . import __version__
 from .estimator import FORMAT_VERSION, FlowFolderError, read_flow, write_flow
 from .flow import Flow
+from .training import seeded
 from .transforms.continuous import ContinuousFlow, Dynamics
 from .transforms.multiscale import Squeeze
 
@@ -275,7 +276,8 @@ class Saved:
         """The module of a folder of `save`, in evaluation mode, in its dtype; FlowFolderError (a ValueError) for any other folder."""
         config, tensors = read_flow(Path(folder), cls.format_name(), f"{cls.__name__}.save")
         try:
-            module = cls(**config["settings"]).to(next(value.dtype for value in tensors.values() if value.is_floating_point()))
+            with seeded(0):  # the first weights are thrown away: leave the caller's random numbers alone
+                module = cls(**config["settings"]).to(next(value.dtype for value in tensors.values() if value.is_floating_point()))
             module.load_state_dict(tensors)
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise FlowFolderError(f"{folder} does not hold what {cls.__name__} needs ({error}): save it again") from error

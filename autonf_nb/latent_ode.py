@@ -6,25 +6,23 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .training import Batches, Loop, Run, adam, cosine, read_tensors, seeded, set_lr, step_theta, write_tensors
+from .cnf import Saved
+from .training import Batches, Loop, Run, adam, cosine, set_lr, step_theta
 from .transforms.continuous import Field, one_by_one, rk4, snapshots
 
 # %% auto #0
-__all__ = ['POINTS', 'WINDOW', 'NOISE', 'A', 'B', 'FIRST', 'LAST', 'STEP', 'SUPERVISED', 'PAPER', 'BETA', 'FORMAT', 'VERSION',
-           'BEYOND', 'spiral', 'Windows', 'draw_windows', 'hermite', 'solve', 'one_hidden_layer', 'check_windows',
-           'check_labels', 'LatentODE', 'gaussian_kl', 'label_loss', 'Terms', 'prior', 'terms', 'train_latent_ode',
-           'trajectory', 'predict_labels', 'save_latent_ode', 'load_latent_ode', 'squared_errors', 'rmse', 'scores',
-           'hold']
+__all__ = ['POINTS', 'WINDOW', 'NOISE', 'A', 'B', 'FIRST', 'LAST', 'STEP', 'SUPERVISED', 'PAPER', 'BETA', 'BEYOND', 'spiral',
+           'Windows', 'draw_windows', 'hermite', 'solve', 'one_hidden_layer', 'check_windows', 'check_labels',
+           'LatentODE', 'gaussian_kl', 'label_loss', 'Terms', 'prior', 'terms', 'train_latent_ode', 'trajectory',
+           'predict_labels', 'squared_errors', 'rmse', 'scores', 'hold']
 
 # %% ../nbs/15_latent_ode.ipynb #556bab49
 POINTS, WINDOW, NOISE = 1000, 200, 0.3          # points of a spiral and of a window; standard deviation of the noise
@@ -120,18 +118,18 @@ def check_labels(y: Tensor, n: int) -> None:
         raise ValueError(f"labels of window {row} are {y[row].tolist()}: a and b must be finite, the direction 1 (clockwise) or -1")
 
 # %% ../nbs/15_latent_ode.ipynb #cce20732
-class LatentODE(nn.Module):
+class LatentODE(Saved, nn.Module):
     """A variational autoencoder for windows of a curve in the plane, with an ODE between encoder and decoder.
 
     `partitioned`: the first three of the `latent` numbers at time 0 are the supervised code. `stride`: points for one step of the solver.
-    Raises ValueError for sizes that make no sense. Sources: Chen et al. 2018, section 5; InfoCNF paper, section 2.2 and appendix E."""
+    `save` and `load` are those of chapter 13. Raises ValueError for sizes that make no sense. Sources: Chen et al. 2018, section 5; InfoCNF paper, section 2.2 and appendix E."""
 
     def __init__(self, partitioned: bool = False, *, latent: int = 5, hidden: int = 20, encoder_hidden: int = 25, stride: int = 20):
         super().__init__()
-        self.options = {"partitioned": partitioned, "latent": latent, "hidden": hidden, "encoder_hidden": encoder_hidden, "stride": stride}
+        self.settings = dict(partitioned=partitioned, latent=latent, hidden=hidden, encoder_hidden=encoder_hidden, stride=stride)
         least = SUPERVISED if partitioned else 1
         if latent < least or min(hidden, encoder_hidden, stride) < 1:
-            raise ValueError(f"latent must be {least} or more, hidden, encoder_hidden and stride 1 or more, got {self.options}")
+            raise ValueError(f"latent must be {least} or more, hidden, encoder_hidden and stride 1 or more, got {self.settings}")
         self.partitioned, self.stride = partitioned, stride
         self.encoder, self.to_posterior = nn.RNN(2, encoder_hidden), nn.Linear(encoder_hidden, 2 * latent)
         self.dynamics, self.decoder = one_hidden_layer(latent, hidden, latent), one_hidden_layer(latent, hidden, 2)
@@ -217,7 +215,7 @@ def train_latent_ode(model: LatentODE, windows: Windows, *, epochs: int = 100, b
     batches, optimizer = Batches(len(windows), batch_size, seed), adam(list(model.parameters()), lr)
     steps, generator = epochs * batches.per_epoch, torch.Generator()
     loop, every = Loop(name, steps, model, [optimizer], run), max(1, steps // watches)
-    latent = model.options["latent"]
+    latent = model.settings["latent"]
     for step in loop:
         if step and step % every == 0:
             loop.record(**(watch(model) if watch else {}))
@@ -256,30 +254,6 @@ def predict_labels(model: LatentODE, x: Tensor) -> Tensor:
     if not model.partitioned:
         raise ValueError("this model has no supervised code, so it predicts no labels: make one with LatentODE(partitioned=True)")
     return model.to_labels(model.encode(x)[0][:SUPERVISED].t())
-
-# %% ../nbs/15_latent_ode.ipynb #921f7123
-FORMAT, VERSION = "autonf_nb latent ODE", 1
-
-
-def save_latent_ode(model: LatentODE, path: str | os.PathLike) -> None:
-    "Write the model as one safetensors file, whole or not at all."
-    write_tensors(Path(path), model.state_dict(), {"format": FORMAT, "version": VERSION, "options": model.options})
-
-
-def load_latent_ode(path: str | os.PathLike) -> LatentODE:
-    "The model of a file of `save_latent_ode`, bit for bit; FileNotFoundError, or ValueError for a damaged, other or newer file."
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}: name one that save_latent_ode wrote")
-    tensors, meta = read_tensors(path)
-    if meta.get("format") != FORMAT:
-        raise ValueError(f"{path} holds no latent ODE but {meta.get('format', 'something else')}: name a file that save_latent_ode wrote")
-    if meta["version"] > VERSION:
-        raise ValueError(f"{path} is of version {meta['version']}, newer than the {VERSION} that is read here: upgrade autonf_nb")
-    with seeded(0):  # the initial weights are thrown away: leave the caller's random state alone
-        model = LatentODE(**meta["options"]).to(next(iter(tensors.values())).dtype)
-    model.load_state_dict(tensors)
-    return model
 
 # %% ../nbs/15_latent_ode.ipynb #20fd84cd
 BEYOND = 200  # points of extrapolation on either side

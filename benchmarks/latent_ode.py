@@ -17,7 +17,7 @@ from scipy import stats
 from torch import Tensor
 
 from autonf_nb.latent_ode import (A, B, BETA, BEYOND, FIRST, LAST, NOISE, PAPER, STEP, WINDOW, LatentODE, Windows, draw_windows, hold,
-                                  predict_labels, rmse, save_latent_ode, scores, squared_errors, train_latent_ode, trajectory)
+                                  predict_labels, rmse, scores, squared_errors, train_latent_ode, trajectory)
 from autonf_nb.parallel import run_tasks
 from autonf_nb.training import Run, one_thread, seeded
 from record import RESULTS, finished, job_parser, meta, write
@@ -94,7 +94,7 @@ def training(partitioned: bool, seed: int, beta: float, schedule: dict, folder: 
             run.folder.mkdir(parents=True, exist_ok=True)
             records = train_latent_ode(model, draw_windows(seed=seed), beta=beta, seed=seed, watch=watched, run=run, **schedule)
             seconds = run.seconds
-            save_latent_ode(model, run.folder/"model.safetensors")
+            model.save(run.folder/"model")
         curves = trajectory(model, test_windows().x, BEYOND, BEYOND)
         model.stride = 1
         finer = trajectory(model, test_windows().x, BEYOND, BEYOND)

@@ -4,9 +4,10 @@ import math
 import pytest
 import torch
 
-from autonf_nb.latent_ode import (PAPER, LatentODE, Windows, draw_windows, load_latent_ode, save_latent_ode, squared_errors, terms,
-                                  train_latent_ode, trajectory)
-from autonf_nb.training import Run, TrainingError, write_tensors
+from autonf_nb.cnf import ImageFlow
+from autonf_nb.estimator import FlowFolderError
+from autonf_nb.latent_ode import PAPER, LatentODE, Windows, draw_windows, squared_errors, terms, train_latent_ode, trajectory
+from autonf_nb.training import Run, TrainingError
 from autonf_nb.transforms.continuous import SolverError
 
 both = pytest.mark.parametrize("partitioned", [False, True], ids=["plain", "partitioned"])
@@ -68,20 +69,19 @@ def test_a_run_stopped_by_the_clock_keeps_its_place(tmp_path):
     assert train_latent_ode(model(), w, **QUICK, run=Run(max_seconds=0.0))[-1]["step"] == 0
 
 
-def test_files_of_others_are_refused(tmp_path):
-    file = tmp_path/"model.safetensors"
-    save_latent_ode(model(), file)
+def test_folders_of_others_are_refused(tmp_path):
+    folder = model().save(tmp_path/"spirals")
     state = torch.get_rng_state()
-    load_latent_ode(str(file))
+    LatentODE.load(str(folder))
     assert torch.equal(torch.get_rng_state(), state)
-    write_tensors(file, {"w": torch.ones(1)}, {"step": 3})
-    with pytest.raises(ValueError, match="holds no latent ODE"):
-        load_latent_ode(file)
-    write_tensors(file, {"w": torch.ones(1)}, {"format": "autonf_nb latent ODE", "version": 2})
-    with pytest.raises(ValueError, match="newer than the 1 that is read here: upgrade"):
-        load_latent_ode(file)
-    with pytest.raises(FileNotFoundError, match="there is no file"):
-        load_latent_ode(tmp_path)
+    other = ImageFlow((1, 4, 4), hidden_features=2).save(tmp_path/"digits")
+    with pytest.raises(FlowFolderError, match="LatentODE.save wrote"):
+        LatentODE.load(other)
+    (folder/"flow.safetensors").write_bytes((folder/"flow.safetensors").read_bytes()[:500])
+    with pytest.raises(FlowFolderError, match="is damaged"):
+        LatentODE.load(folder)
+    with pytest.raises(FlowFolderError, match="there is no folder"):
+        LatentODE.load(tmp_path/"nothing")
 
 
 def test_what_cannot_be_trained_on_is_named():
