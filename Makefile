@@ -28,7 +28,9 @@ search: $(VENV)/.run  ## search the best flow for the gas turbine data (DATA=fil
 	$(BIN)/autonf search $(DATA) --out $(OUT) --resume $(ARGS)
 	@echo "The report: $(abspath $(OUT))/report.html"
 
-test: check     ## all tests but the slow ones
+test: check     ## all tests but the slow ones; those of the site need chromium
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit; done; \
+	echo "No Chromium on the PATH: the tests of the site will be skipped (on Debian: apt-get install chromium)"
 	$(TEST_ENV) $(BIN)/nbdev_test --n_workers $(JOBS) --timing
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
@@ -47,10 +49,10 @@ notebooks: $(VENV)/.dev  ## run all notebooks anew, in place, then `make sync`
 sync: $(VENV)/.dev  ## package, module index, sidebar and README from the notebooks
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
-	$(BIN)/nbdev_sidebar
+	$(BIN)/python docs/sidebar.py
 	$(BIN)/python docs/readme.py
 
-docs: $(VENV)/.docs  ## the documentation site, into docs/_build/html
+docs: $(VENV)/.dev  ## the documentation site, into docs/_build/html
 	$(BIN)/python docs/build.py
 
 clean:          ## remove what was built; keep .venv and searches' folders
@@ -67,11 +69,10 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"autonf_nb needs Python 3.11 or newer, and $(PYTHON) is {v[0]}.{v[1]}: try make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.dev: EXTRAS := [dev]
-$(VENV)/.docs: EXTRAS := [dev,docs]
+$(VENV)/.dev: EXTRAS := [dev,docs]
 
 # torch by itself first: its other index is to serve nothing else
-$(VENV)/.run $(VENV)/.dev $(VENV)/.docs: $(REQUIREMENTS) | $(BIN)/python
+$(VENV)/.run $(VENV)/.dev: $(REQUIREMENTS) | $(BIN)/python
 	$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url $(TORCH_INDEX) torch)
 	$(PIP) -e '.$(EXTRAS)'
-	@touch $(VENV)/.run $(if $(EXTRAS),$(VENV)/.dev) $@
+	@touch $(VENV)/.run $@

@@ -20,7 +20,6 @@ myst_enable_extensions = ["amsmath", "attrs_block", "attrs_inline", "colon_fence
 myst_heading_anchors = 4
 nb_code_prompt_show = "Show code"
 nb_code_prompt_hide = "Hide code"
-numfig = True
 suppress_warnings = ["myst.header"]  # show_doc headings are level 3 wherever they stand
 
 mathjax_path = "mathjax/tex-svg.js"  # vendored: no CDN
@@ -28,7 +27,8 @@ mathjax3_config = {"svg": {"fontCache": "global"}, "options": {"enableMenu": Fal
 
 templates_path = [str(here / "_templates")]
 html_static_path = [str(here / "_static")]
-html_css_files = ["site.css"]
+html_css_files, html_js_files = ["site.css"], ["site.js"]
+html_search_scorer = str(here / "scorer.js")
 html_favicon = str(here / "_static" / "logo.svg")
 html_theme = "pydata_sphinx_theme"
 html_show_sphinx = html_copy_source = html_show_sourcelink = False
@@ -52,7 +52,7 @@ html_theme_options = {
     "show_toc_level": 3,
     "navigation_depth": 2,
     "show_nav_level": 1,
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": {"**": ["page-toc"], "index": []},
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
     "footer_start": ["copyright"],
@@ -60,3 +60,12 @@ html_theme_options = {
     "back_to_top_button": True,
 }
 copybutton_selector = "div.cell_input div.highlight pre, div.highlight-sh pre, div.highlight-bash pre"
+
+
+def setup(app):
+    # myst-nb names a folded cell "Toggle hidden content", which hides the name that it shows from those who hear the page
+    def named(app, page, template, context, doctree):
+        context["body"] = context.get("body", "").replace('<summary aria-label="Toggle hidden content">', "<summary>")
+
+    app.connect("html-page-context", named)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -25,6 +25,7 @@ NOTICE = "<!-- Generated from nbs/index.ipynb by docs/readme.py: edit the notebo
 PROCESSORS = [FrontmatterProc, strip_ansi, hide_line, filter_stream_, rm_header_dash, rm_export, clean_magics, hide_]
 OPTION = re.compile(r"^#\s*\|\s*([\w-]+):\s*(.*?)\s*$", re.M)
 LINK = re.compile(r"(\]\()([^)\s]+)")
+DIV = re.compile(r"^:{3,}.*\n+", re.M)  # Quarto's fenced divs, which GitHub does not know
 FENCED = re.compile(r"(^```.*?^```$)", re.M | re.S)
 
 
@@ -42,8 +43,9 @@ def from_root(match: re.Match) -> str:
 
 
 def markdown(text: str) -> str:
-    "Prose with its links turned; code blocks are left alone."
-    return "".join(part if part.startswith("```") else LINK.sub(from_root, part) for part in FENCED.split(text))
+    "Prose with its links turned and its divs undone; code blocks are left alone."
+    prose = (part if part.startswith("```") else LINK.sub(from_root, DIV.sub("", part + "\n")) for part in FENCED.split(text))
+    return re.sub(r"\n{3,}", "\n\n", "".join(prose)).strip()
 
 
 def front_matter(source: str) -> list[str]:
@@ -53,7 +55,7 @@ def front_matter(source: str) -> list[str]:
     return title + ([f"> {meta['description']}"] if meta.get("description") else [])
 
 
-def output(out: dict, alt: str, figures: dict[str, bytes]) -> str | None:
+def output(out: dict, alt: str, caption: str, figures: dict[str, bytes]) -> str | None:
     "One output as markdown, or None for what a README cannot show; a picture is put into `figures`."
     data = out.get("data", {})
     if out["output_type"] == "stream":
@@ -61,7 +63,7 @@ def output(out: dict, alt: str, figures: dict[str, bytes]) -> str | None:
     if "image/png" in data:
         name = f"{IMAGES}/index-{len(figures) + 1}.png"
         figures[name] = base64.b64decode("".join(data["image/png"]))
-        return f"![{alt}]({name})"
+        return f"![{alt}]({name})" + (f"\n\n*{caption}*" if caption else "")
     if "text/markdown" in data:
         return markdown("".join(data["text/markdown"]))
     return fence("".join(data["text/plain"])) if "text/plain" in data else None
@@ -74,8 +76,8 @@ def code(cell: dict, figures: dict[str, bytes]) -> list[str]:
     shown = [fence(source, "python")] if source and options.get("echo") != "false" else []
     if options.get("output") == "false":
         return shown
-    alt = (options.get("fig-alt") or options.get("fig-cap") or "Figure").strip("\"'")
-    return shown + [text for out in cell.get("outputs", []) if (text := output(out, alt, figures))]
+    caption, alt = (options.get(f"fig-{part}", "").strip("\"'") for part in ("cap", "alt"))
+    return shown + [text for out in cell.get("outputs", []) if (text := output(out, alt, caption, figures))]
 
 
 def render(notebook: Path) -> dict[str, bytes]:
