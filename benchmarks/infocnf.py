@@ -239,7 +239,7 @@ class Runs:
         error = statistics.stdev(found) / len(found)**0.5 if len(found) > 1 else math.nan
         name, unit, _ = SCORES[score]
         text = (f"{name} {self.means(a, score)} against {self.means(b, score)}: {mean:+.{3 if 'nll' in score else 1}f} {unit}, "
-                f"standard error {error:.{3 if 'nll' in score else 1}f}, {len(found)} seed{'s' * (len(found) > 1)}"
+                + (f"standard error {error:.{3 if 'nll' in score else 1}f}, {len(found)} seeds" if len(found) > 1 else "1 seed")
                 + f", {EARLY} epochs only" * (epochs == EARLY))
         if len(found) < 3:
             return text, "undecided"
