@@ -122,7 +122,8 @@ class LatentODE(Saved, nn.Module):
     """A variational autoencoder for windows of a curve in the plane, with an ODE between encoder and decoder.
 
     `partitioned`: the first three of the `latent` numbers at time 0 are the supervised code. `stride`: points for one step of the solver.
-    `save` and `load` are those of chapter 13. Raises ValueError for sizes that make no sense. Sources: Chen et al. 2018, section 5; InfoCNF paper, section 2.2 and appendix E."""
+    `save` and `load` are those of chapter 13. Raises ValueError for sizes that make no sense. Sources: Chen et al. 2018, section 5;
+    InfoCNF paper, section 2.2 and appendix E."""
 
     def __init__(self, partitioned: bool = False, *, latent: int = 5, hidden: int = 20, encoder_hidden: int = 25, stride: int = 20):
         super().__init__()
