@@ -7,7 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from autonf_nb.transforms.continuous import DYNAMICS, ContinuousFlow, Dynamics, SolverError, dopri5, one_by_one
+from autonf_nb.estimator import AutoNF
+from autonf_nb.flow import Flow
+from autonf_nb.training import Rows, Run, train_flow
+from autonf_nb.transforms.continuous import DYNAMICS, ContinuousFlow, Dynamics, SolverError, dopri5, one_by_one, with_torchdiffeq
 
 CONTEXT = 3
 # what a tolerance of 1e-10 leaves of the errors; single precision does not go below 16 eps
@@ -16,6 +19,7 @@ LOOSE = {torch.float64: 1e-8, torch.float32: 5e-4}
 each_kind = pytest.mark.parametrize("kind", DYNAMICS)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 each_context = pytest.mark.parametrize("context_features", [0, CONTEXT], ids=["", "context"])
+each_solver = pytest.mark.parametrize("solver", ContinuousFlow.SOLVERS)
 each_width = pytest.mark.parametrize("features", [1, 2, 5])
 
 
@@ -98,15 +102,15 @@ def test_torchdiffeq_agrees(kind, context_features):
     ours = shaken(3, kind=kind, context_features=context_features, scale=0.1 if kind == "hypernetwork" else 0.2)
     x, c = rows(10, 3, context_features)
     values, gradients = {}, {}
-    for solver in ("dopri5", "torchdiffeq", "torchdiffeq-adjoint"):
+    for solver in ContinuousFlow.SOLVERS:
         layer = copy.deepcopy(ours)
-        layer.solver = solver
+        layer.solver, layer.steps = solver, 60
         u, logabsdet = layer(x, c)
         back, _ = layer.inverse(u, c)
         values[solver] = torch.cat([u, logabsdet[:, None], back], 1)
         gradients[solver] = torch.autograd.grad((u.pow(3).sum(1) - logabsdet).mean(), list(layer.parameters()))
         assert layer.nfe > 30
-    for solver in ("torchdiffeq", "torchdiffeq-adjoint"):
+    for solver in ContinuousFlow.SOLVERS[1:]:
         close(values[solver], values["dopri5"], 1e-8)
         for a, b in zip(gradients[solver], gradients["dopri5"]):
             close(a, b, 1e-6)
@@ -116,22 +120,24 @@ def test_the_adjoint_reaches_the_context():
     layer, (x, c) = shaken(2, context_features=CONTEXT), rows(5, 2, CONTEXT)
     c.requires_grad_()
     found = []
-    for layer.solver in ("dopri5", "torchdiffeq-adjoint"):
+    for layer.solver in ("dopri5", "torchdiffeq-adjoint", "torchdiffeq-rk4-adjoint"):
         found.append(torch.autograd.grad(layer(x, c)[1].sum(), c)[0])
-    close(*found, 1e-7)
+    close(found[1], found[0], 1e-7)
+    close(found[2], found[0], 1e-5)  # 20 steps
     assert found[0].abs().max() > 1e-4
 
 
-def test_fixed_steps_converge():
+@pytest.mark.parametrize("solver", ["rk4", "torchdiffeq-rk4", "torchdiffeq-rk4-adjoint"])
+def test_fixed_steps_converge(solver):
     layer, (x, _) = shaken(2), rows(20, 2)
     with torch.no_grad():
         u, logabsdet = layer(x)
-        layer.solver, errors = "rk4", []
+        layer.solver, errors = solver, []
         for layer.steps in (10, 20):
             u_steps, logabsdet_steps = layer(x)
             assert layer.nfe == 4 * layer.steps
             errors.append(max((u_steps - u).abs().max().item(), (logabsdet_steps - logabsdet).abs().max().item()))
-    assert 12 < errors[0] / errors[1] < 20, errors  # fourth order: 16
+    assert 11 < errors[0] / errors[1] < 22, errors  # fourth order: 16
 
 
 def test_torchdiffeq_is_optional(monkeypatch):
@@ -244,6 +250,52 @@ def test_penalties_change_nothing_and_add_up():
         assert any(g is not None and g.abs().max() > 0 for g in gradients)
 
 
+def test_penalties_while_training():
+    layer, (x, c) = shaken(3, context_features=CONTEXT, train_penalties=(0.1, 0.3)), rows(20, 3, CONTEXT)
+    torch.manual_seed(0)
+    u, logabsdet, kinetic, stretch = layer.forward_with_penalties(x, c)
+    torch.manual_seed(0)
+    found = layer(x, c)
+    assert torch.equal(found[0], u)
+    close(found[1], logabsdet - 0.1 * kinetic - 0.3 * stretch, 1e-12)
+    assert torch.equal(layer.eval()(x, c)[1], logabsdet)
+    close(layer.train().inverse(u, c)[1], -logabsdet, 1e-8)
+
+
+def trained(folder, x: torch.Tensor, stop: int | None = None) -> ContinuousFlow:
+    "Six steps; with `stop`, an interruption after so many."
+    torch.manual_seed(0)
+    flow, count = Flow(ContinuousFlow(2, hidden_features=8), 2), [0]
+
+    def interrupt(*_):
+        count[0] += flow.training
+        if stop is not None and count[0] > stop:
+            raise KeyboardInterrupt
+
+    flow.transform.register_forward_hook(interrupt)
+    with Run(folder, save_every=0) as run:
+        train_flow(flow, Rows(x[:40]), Rows(x[40:]), steps=6, batch_size=20, validations=2, run=run)
+    return flow.transform
+
+
+def test_training_goes_on_where_it_was_stopped(tmp_path):
+    x, _ = rows(60, 2, dtype=torch.float32)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, x, stop=4)
+    resumed, whole = trained(tmp_path, x), trained(None, x)
+    for a, b in zip(resumed.state_dict().values(), whole.state_dict().values()):
+        assert torch.equal(a, b)
+
+
+def test_an_estimator_saves_and_loads_it(tmp_path):
+    x = rows(200, 2)[0].numpy()
+    est = AutoNF(candidates=("CNF",), n_layers=1, hidden_features=8, steps=5, batch_size=50, lam=0.0).fit(x)
+    assert tuple(est.architecture_) == ("CNF",)
+    est.save(tmp_path/"flow")
+    found = AutoNF.load(tmp_path/"flow").log_prob(x)
+    assert (found == est.log_prob(x)).all()
+
+
 class Runaway(Dynamics):
     "dz/dt = z^2: a row above 1 reaches infinity before t = 1."
 
@@ -255,7 +307,7 @@ class Runaway(Dynamics):
         return [lambda z: self.scale * z.square()] * len(times)
 
 
-@pytest.mark.parametrize("solver", ["dopri5", "rk4", "torchdiffeq", "torchdiffeq-adjoint"])
+@each_solver
 @each_dtype
 def test_a_row_that_runs_away(solver, dtype):
     layer = ContinuousFlow(1, dynamics=Runaway, solver=solver).to(dtype)
@@ -263,12 +315,51 @@ def test_a_row_that_runs_away(solver, dtype):
     with pytest.raises(SolverError) as caught:
         layer(x)
     message = str(caught.value)
-    assert ("row 2" in message or "torchdiffeq" in solver) and "standardise" in message and "\n" not in message
+    assert "row 2" in message and "standardise" in message and "\n" not in message
     u, _ = layer(x[[0, 1, 3]])  # the layer is none the worse for it
     close(u, x[[0, 1, 3]] / (1 - x[[0, 1, 3]]), 1e-3)
 
 
-@pytest.mark.parametrize("solver", ["dopri5", "rk4", "torchdiffeq"])
+class Lost(Dynamics):
+    "A row beyond 2 has a velocity until t = 1/2."
+
+    def __init__(self, features: int, **options):
+        super().__init__(features, **options)
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def at(self, times, context=None):
+        return [lambda z, t=t: torch.where((z > 2) & (t > 0.5), math.nan, self.scale * 0.1 * z) for t in times]
+
+
+@each_solver
+@each_dtype
+def test_a_row_that_is_lost_on_the_way(solver, dtype):
+    layer = ContinuousFlow(1, dynamics=Lost, solver=solver).to(dtype)
+    with pytest.raises(SolverError, match="row 2") as caught:
+        layer(torch.tensor([[0.1], [0.2], [3.0], [0.3]], dtype=dtype))
+    assert "finite" in str(caught.value) and "standardise" in str(caught.value)
+
+
+@pytest.mark.parametrize("steps", [None, 20], ids=["dopri5", "rk4"])
+def test_the_adjoint_equation_names_rows_too(steps):
+    "Velocities are finite, the derivative of row 2's is not; and a gradient that comes in as NaN."
+    scale, y = torch.ones((), requires_grad=True), torch.tensor([[0.1, 0.2, 3.0, 0.3]])
+    root = one_by_one(lambda t, y: scale * torch.sqrt(torch.where(y > 2, 0 * y, 1.0)))
+    end, _ = with_torchdiffeq(root, y.requires_grad_(), 0.0, 1.0, 1e-5, steps=steps, adjoint=(scale,))
+    with pytest.raises(SolverError, match="row 2"):
+        end.sum().backward()
+    end, _ = with_torchdiffeq(one_by_one(lambda t, y: scale * y), y, 0.0, 1.0, 1e-5, steps=steps, adjoint=(scale,))
+    with pytest.raises(SolverError, match="row 1 of 4 is not finite .* gradient"):
+        (end * torch.tensor([1.0, math.nan, 1.0, 1.0])).sum().backward()
+
+
+def test_torchdiffeq_keeps_to_max_steps():
+    layer = shaken(2, scale=1.0, tolerance=1e-9, solver="torchdiffeq", max_steps=10)
+    with pytest.raises(SolverError, match="after 10 steps, because of row"):
+        layer(rows(5, 2)[0])
+
+
+@each_solver
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_row_that_is_not_finite(solver, value):
     for layer in (shaken(2, solver=solver, dtype=torch.float32), ContinuousFlow(2, solver=solver)):
@@ -313,7 +404,9 @@ def test_far_rows_are_finite():
     ({"dynamics": "conv"}, "dynamics must be one of concat, concatsquash, hypernetwork, got 'conv'"),
     ({"solver": "euler"}, "solver must be one of dopri5, rk4"), ({"train_trace": "none"}, "train_trace must be one of exact"),
     ({"tolerance": 0.0}, "tolerance must be between 0 and 1"), ({"steps": 0}, "steps and max_steps must be 1 or more"),
-    ({"hidden_features": 0}, "hidden_features must be 1 or more")])
+    ({"hidden_features": 0}, "hidden_features must be 1 or more"),
+    ({"train_penalties": (0.1,)}, "train_penalties must be two weights of 0 or more"),
+    ({"train_penalties": (0.1, math.nan)}, "train_penalties must be two weights of 0 or more")])
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         ContinuousFlow(2, **options)

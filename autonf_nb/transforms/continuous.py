@@ -18,10 +18,10 @@ from .coupling import feature_major
 
 # %% auto #0
 __all__ = ['Field', 'Fields', 'DYNAMICS', 'NOISES', 'Trace', 'one_by_one', 'combine', 'dormand_prince_step', 'row_errors',
-           'step_factor', 'first_step', 'SolverError', 'check_finite', 'dopri5', 'rk4', 'with_torchdiffeq', 'Snapshot',
-           'snapshots', 'Dynamics', 'three_layers', 'Concat', 'ConcatSquash', 'HyperNetwork', 'autograd_trace',
-           'exact_trace', 'vector_times_jacobian', 'hutchinson_trace', 'random_signs', 'with_log_det', 'with_penalties',
-           'ContinuousFlow']
+           'step_factor', 'first_step', 'SolverError', 'check_finite', 'dopri5', 'rk4', 'Watched', 'with_torchdiffeq',
+           'Snapshot', 'snapshots', 'Dynamics', 'three_layers', 'Concat', 'ConcatSquash', 'HyperNetwork',
+           'autograd_trace', 'exact_trace', 'vector_times_jacobian', 'hutchinson_trace', 'random_signs', 'with_log_det',
+           'with_penalties', 'ContinuousFlow']
 
 # %% ../../nbs/02i_continuous.ipynb #8e07d5ce
 Field = Callable[[Tensor], Tensor]                      # the right-hand side at one time, (n, B) -> (n, B)
@@ -82,12 +82,12 @@ class SolverError(RuntimeError):
     """A differential equation could not be solved: the message names the row that stopped it, and what to change."""
 
 
-def check_finite(y: Tensor, t: float) -> None:
+def check_finite(y: Tensor, t: float, what: str = "place or velocity") -> None:
     """SolverError that names the columns of `(n, B)` that are not finite at time `t`, if there are any."""
     bad = (~y.isfinite().all(0)).nonzero()[:, 0].tolist()
     if bad:
         rows = f"rows {bad[0]} and {len(bad) - 1} more of {y.shape[1]} are" if bad[1:] else f"row {bad[0]} of {y.shape[1]} is"
-        raise SolverError(f"{rows} not finite at t = {t:g}, in place or velocity: "
+        raise SolverError(f"{rows} not finite at t = {t:g}, in {what}: "
                           "look for NaN, infinity and outliers among the rows, standardise them, or train with a smaller learning rate")
 
 # %% ../../nbs/02i_continuous.ipynb #2c2eb423
@@ -139,33 +139,61 @@ def rk4(fields: Fields, y: Tensor, t0: float, t1: float, steps: int) -> tuple[Te
     return y, 4 * steps
 
 # %% ../../nbs/02i_continuous.ipynb #1960360f
-def with_torchdiffeq(fields: Fields, y: Tensor, t0: float, t1: float, tolerance: float, *,
-                     adjoint: tuple[Tensor, ...] | None = None) -> tuple[Tensor, int]:
-    """State `(n, B)` at `t1` by torchdiffeq's dopri5, and the number of evaluations; its tolerance holds on average over rows.
+class Watched:
+    """A right-hand side as torchdiffeq calls it: counts its evaluations, and ends a hopeless solve with a SolverError that names a row.
 
-    With `adjoint`, all tensors that `fields` is made of and that need gradients, these come from the adjoint equation.
+    torchdiffeq calls `callback_step` before each of its steps, and `callback_step_adjoint` before each of the adjoint equation's.
+    """
+
+    def __init__(self, fields: Fields, y: Tensor, t0: float, max_steps: float):
+        self.fields, self.max_steps, self.steps, self.evaluations = fields, max_steps, 0, 0
+        self.last = t0, y, torch.zeros_like(y)
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        slope = self.fields([float(t.detach())])[0](y)
+        self.evaluations, self.last = self.evaluations + 1, (float(t.detach()), y.detach(), slope.detach())
+        return slope
+
+    def callback_step(self, t: Tensor, y: Tensor, dt: Tensor) -> None:
+        self.steps += 1
+        check_finite(y, self.last[0])
+        if self.steps > self.max_steps or not t + dt > t:
+            self.give_up(f"after {self.steps - 1} steps")
+
+    def callback_step_adjoint(self, t: Tensor, state: tuple[Tensor, ...], dt: Tensor) -> None:
+        check_finite(torch.cat(state[1:3]), self.last[0], "place, velocity or gradient")
+        if not t + dt > t:
+            self.give_up("on the way back")
+
+    def give_up(self, when: str) -> None:
+        t, y, slope = self.last
+        finite, speed = (y.isfinite() & slope.isfinite()).all(0), (slope / (1 + y.abs())).abs().amax(0)
+        row = int(speed.where(finite, math.inf).argmax())
+        raise SolverError(f"torchdiffeq stopped near t = {t:.3g} {when}, because of row {row}, which "
+                          f"{'moves fastest' if finite[row] else 'is no longer finite'}: standardise the rows, train with a smaller "
+                          "learning rate, or loosen the tolerance")
+
+
+# %% ../../nbs/02i_continuous.ipynb #0b6d7539
+def with_torchdiffeq(fields: Fields, y: Tensor, t0: float, t1: float, tolerance: float, *, steps: int | None = None,
+                     adjoint: tuple[Tensor, ...] | None = None, max_steps: int = 500) -> tuple[Tensor, int]:
+    """State `(n, B)` at `t1` by torchdiffeq's dopri5, whose tolerance holds on average over rows, and the number of evaluations.
+
+    With `steps`, by its rk4 in as many equal steps, without a tolerance. With `adjoint`, all tensors that `fields` is made of and that need
+    gradients, these come from the adjoint equation. Raises SolverError as `dopri5` does, from the backward pass too.
     """
     try:
         from torchdiffeq import odeint, odeint_adjoint
     except ImportError:
         raise ImportError("this solver needs torchdiffeq: pip install 'autonf_nb[cnf]', or choose the solver 'dopri5'") from None
-    calls = []
-
-    def f(t: Tensor, y: Tensor) -> Tensor:
-        calls.append(t)
-        return fields([float(t.detach())])[0](y)
-
     solve = odeint if adjoint is None else partial(odeint_adjoint, adjoint_params=adjoint)
-    times = torch.tensor([t0, t1], dtype=y.dtype, device=y.device)
     # the first step is given, because its own guess at it would carry gradients into the times, which end at float(t)
-    options = {"first_step": abs(t1 - t0) / 20}
-    try:
-        path = solve(f, y, times, rtol=tolerance, atol=tolerance, method="dopri5", options=options)
-    except AssertionError as error:  # which is how it reports steps that became too short
-        check_finite(y, t0)
-        raise SolverError(f"torchdiffeq gave up between t = {t0:g} and {t1:g} ({error}): standardise the rows, train with a smaller "
-                          f"learning rate, or loosen the tolerance of {tolerance:g}") from error
-    return path[-1], len(calls)
+    how = {"method": "rk4"} if steps else {"method": "dopri5", "options": {"first_step": abs(t1 - t0) / 20}}
+    times = torch.linspace(t0, t1, (steps or 1) + 1, dtype=y.dtype, device=y.device)
+    watched = Watched(fields, y.detach(), t0, math.inf if steps else max_steps)
+    end = solve(watched, y, times, rtol=tolerance, atol=tolerance, **how)[-1]
+    check_finite(end, t1)
+    return end, watched.evaluations
 
 # %% ../../nbs/02i_continuous.ipynb #200ff98b
 @dataclass(frozen=True)
@@ -380,20 +408,23 @@ class ContinuousFlow(Transform):
 
     `dynamics` names the velocity ("concat", "concatsquash", "hypernetwork") or is a subclass of `Dynamics`. `tolerance` is that
     of the solver, for each row; errors add up to some ten times of it, relative to `1 + |z|`; it is
-    never finer than 16 eps of the dtype. `solver` is "dopri5", "rk4" with `steps` equal steps and no control of its error, "torchdiffeq" or
-    "torchdiffeq-adjoint". The log-determinant is the integral of the exact trace; `train_trace` "gaussian" or "rademacher" replaces it
-    in training mode by Hutchinson's estimate, drawn from torch's generator. `nfe` is the number of evaluations of the last call.
-    Both directions cost the same. Raises SolverError where there is no solution within `max_steps`. Starts as the identity.
+    never finer than 16 eps of the dtype. `solver` is "dopri5", or "rk4" with `steps` equal steps and no control of its error; "torchdiffeq"
+    and "torchdiffeq-rk4" are that package's, both also with "-adjoint" at the end. The log-determinant is the integral of the exact trace;
+    `train_trace` "gaussian" or "rademacher" replaces it in training mode by Hutchinson's estimate, drawn from torch's generator.
+    `train_penalties` are weights of the kinetic energy and of the Jacobian's squared norm (RNODE, see `forward_with_penalties`): in
+    training mode both come off the density direction's log-determinant, so that whoever maximises the likelihood trains with them.
+    `nfe` is the number of evaluations of the last call, without those of an adjoint equation. Both directions cost the same. Raises
+    SolverError where there is no solution within `max_steps`. Starts as the identity.
 
     References: Neural Ordinary Differential Equations (Chen et al., 2018), section 4; FFJORD (Grathwohl et al., 2019).
     """
 
-    SOLVERS = ("dopri5", "rk4", "torchdiffeq", "torchdiffeq-adjoint")
+    SOLVERS = ("dopri5", "rk4", "torchdiffeq", "torchdiffeq-adjoint", "torchdiffeq-rk4", "torchdiffeq-rk4-adjoint")
     TRACES = ("exact", *NOISES)
 
     def __init__(self, features: int, *, hidden_features: int = 64, context_features: int = 0,
                  dynamics: str | Callable[..., Dynamics] = "concatsquash", tolerance: float = 1e-5, solver: str = "dopri5",
-                 steps: int = 20, max_steps: int = 500, train_trace: str = "exact"):
+                 steps: int = 20, max_steps: int = 500, train_trace: str = "exact", train_penalties: tuple[float, float] = (0.0, 0.0)):
         super().__init__()
         choices = {"dynamics": (dynamics, DYNAMICS), "solver": (solver, self.SOLVERS), "train_trace": (train_trace, self.TRACES)}
         for name, (value, known) in choices.items():
@@ -403,6 +434,9 @@ class ContinuousFlow(Transform):
             raise ValueError(f"tolerance must be between 0 and 1, got {tolerance}")
         if steps < 1 or max_steps < 1:
             raise ValueError(f"steps and max_steps must be 1 or more, got {steps} and {max_steps}")
+        if len(train_penalties) != 2 or not all(0 <= weight < math.inf for weight in train_penalties):
+            raise ValueError(f"train_penalties must be two weights of 0 or more, got {train_penalties}")
+        self.train_penalties = tuple(train_penalties)
         self.features, self.context_features, self.tolerance, self.solver = features, context_features, tolerance, solver
         self.steps, self.max_steps, self.train_trace, self.nfe = steps, max_steps, train_trace, 0
         kind = DYNAMICS[dynamics] if isinstance(dynamics, str) else dynamics
@@ -427,8 +461,8 @@ class ContinuousFlow(Transform):
             y, self.nfe = rk4(fields, y, t0, t1, self.steps)
         else:
             needed = (*self.dynamics.parameters(), *([context] if context is not None and context.requires_grad else []))
-            adjoint = needed if self.solver.endswith("adjoint") else None
-            y, self.nfe = with_torchdiffeq(fields, y, t0, t1, tolerance, adjoint=adjoint)
+            adjoint, steps = needed if self.solver.endswith("adjoint") else None, self.steps if "rk4" in self.solver else None
+            y, self.nfe = with_torchdiffeq(fields, y, t0, t1, tolerance, steps=steps, adjoint=adjoint, max_steps=self.max_steps)
         return y
 
     def solve(self, inputs: Tensor, t0: float, t1: float, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -441,8 +475,11 @@ class ContinuousFlow(Transform):
         return y[:-1].t(), y[-1]
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Density direction: `(B, D)` to noise and `(B,)` log-determinants."""
-        return self.solve(inputs, 0.0, 1.0, context)
+        """Density direction: `(B, D)` to noise and `(B,)` log-determinants, less the penalties in training mode."""
+        if not self.training or not any(self.train_penalties):
+            return self.solve(inputs, 0.0, 1.0, context)
+        u, logabsdet, *penalties = self.forward_with_penalties(inputs, context)
+        return u, logabsdet - sum(weight * penalty for weight, penalty in zip(self.train_penalties, penalties))
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sampling direction: `(B, D)` noise to data and `(B,)` log-determinants."""
