@@ -22,7 +22,7 @@ from autonf_nb.parallel import run_tasks
 from autonf_nb.training import Run, one_thread, seeded
 from record import RESULTS, finished, job_parser, meta, write
 
-SEEDS, TEST_SEED, TEST = (0, 1, 2), 10_000, 1000
+SEEDS, TEST_SEED, TEST = (0, 1, 2, 3, 4, 5), 10_000, 1000
 TUNE_SEED, TUNE_EPOCHS = 100, 25
 FAST = {"epochs": 100, "batch_size": 125, "lr": 1e-2, "final": 0.1}
 OFFSETS = torch.arange(-BEYOND, WINDOW + BEYOND)
