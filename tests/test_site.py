@@ -128,7 +128,7 @@ def test_page(watched, site, name):
     assert not violations(page, rules={"color-contrast": {"enabled": False}})
 
 
-@pytest.mark.parametrize("name", CHAPTERS.keys() - {"index"})
+@pytest.mark.parametrize("name", [name for name in CHAPTERS if name != "index"])
 def test_chapter_opens_in_jupyter(site, name):
     html = (SITE / f"{name}.html").read_text(encoding="utf-8")
     (link,) = re.findall(r'href="([^"]+)">Open in Jupyter</a>', html)
