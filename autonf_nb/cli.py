@@ -492,10 +492,12 @@ def summarise(job: Job, ready: Ready, models: list[dict], seconds: dict[str, flo
     est, parts, prices = ready.est, ready.parts, other_prices(ready.est)
     few = min(2000, len(ready.X_test))
     samples = None if parts.context_columns else {"data": ready.X_test[:few], "flow": est.sample(few, seed=est.seed)}
+    noise = est.to_noise(ready.X_test[:few], None if ready.C_test is None else ready.C_test[:few])
     return circumstances(job, ready, est) | {
         "flow": {"architecture": list(est.architecture_), "cost": est.cost_, "layer_costs": [price(est, (n,)) for n in est.architecture_],
                  "n_parameters": sum(p.numel() for p in est.flow_.parameters()), "costs": _both_costs(est, prices), "prices": prices},
-        "models": models, "history": est.history_, "samples": samples, "warnings": said, "notes": est.notes_, "seconds": seconds,
+        "models": models, "history": est.history_, "samples": samples, "noise": noise,
+        "warnings": said, "notes": est.notes_, "seconds": seconds,
         "usage": {"folder": str(job.out), "n_context": len(parts.context_columns)}}
 
 # %% ../nbs/17_command_line.ipynb #99caa734

@@ -493,12 +493,16 @@ class Density:
         flow = copy.deepcopy(self.flow_).eval()
         return flow if flow.noise(0).device.type == "mps" else flow.double()
 
-    def _log_prob(self, X: Any, context: Any) -> tuple[np.ndarray, np.ndarray]:
-        "Log-density in standardised units, and log|det dz/dx|, both (rows,)."
+    def _given(self, X: Any, context: Any) -> tuple[Flow, Rows, np.ndarray]:
+        "The exact flow, checked and standardised rows for it, and log|det dz/dx| (rows,)."
         flow = self._exact()
         X, _ = check_table(X, n_features=self.n_features_in_, columns=self.columns_)
         context = check_context(context, len(X), self.n_context_features_)
-        rows, logabsdet = as_rows(self.units_, self.context_units_, X, context, flow.noise(0))
+        return flow, *as_rows(self.units_, self.context_units_, X, context, flow.noise(0))
+
+    def _log_prob(self, X: Any, context: Any) -> tuple[np.ndarray, np.ndarray]:
+        "Log-density in standardised units, and log|det dz/dx|, both (rows,)."
+        flow, rows, logabsdet = self._given(X, context)
         log_prob = row_log_prob(flow, rows).double().cpu().numpy()
         if np.isnan(log_prob).any():
             i = int(np.isnan(log_prob).argmax())
@@ -525,6 +529,12 @@ class Density:
     def score(self, X: Any, y: Any = None, *, context: Any = None) -> float:
         "Mean log-likelihood of the rows, nats a row in the data's units; higher is better. `y` is ignored."
         return float(self.log_prob(X, context).mean())
+
+    @torch.no_grad()
+    def to_noise(self, X: Any, context: Any = None) -> np.ndarray:
+        "What the density direction makes of rows (rows, features): noise of the same shape, standard normal where the flow is right."
+        flow, rows, _ = self._given(X, context)
+        return flow.to_noise(rows.x, rows.context)[0].double().cpu().numpy()
 
     def sample(self, n: int = 1, context: Any = None, seed: int | None = None) -> np.ndarray:
         "Draw (n, features) rows in the data's units; `context` is one row for all or one for each. The same `seed`, the same rows."

@@ -21,16 +21,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from scipy import stats
 
 from .candidates import CANDIDATES
-from .metrics import best_lambdas, fom1, pareto_front
+from .metrics import Calibration, best_lambdas, calibration, fom1, pareto_front
 
 # %% auto #0
 __all__ = ['REQUIRED', 'LIGHT', 'DARK', 'STYLE', 'number', 'with_error', 'duration', 'arrow', 'brief', 'verdict', 'Theme',
            'Picture', 'picture', 'draw_models', 'tried_groups', 'draw_tradeoff', 'block_weights', 'draw_weights',
-           'draw_losses', 'draw_search_losses', 'ks_distance', 'draw_marginals', 'pick_pair', 'draw_pair', 'table',
-           'facts', 'section', 'bullets', 'lambda_words', 'front_table', 'usage_code', 'metrics_of', 'document', 'page',
-           'write_report', 'draw_front', 'write_front']
+           'draw_losses', 'draw_search_losses', 'ks_distance', 'draw_marginals', 'pick_pair', 'draw_pair',
+           'draw_calibration', 'table', 'facts', 'section', 'bullets', 'lambda_words', 'front_table', 'usage_code',
+           'metrics_of', 'document', 'page', 'write_report', 'draw_front', 'write_front']
 
 # %% ../nbs/11b_report.ipynb #23a74c79
 def number(x: float | None, digits: int = 3) -> str:
@@ -396,6 +397,31 @@ def draw_pair(columns: Sequence[str], samples: dict, pair: Sequence[str] | None 
 
     return picture("pair", f"{columns[i]} against {columns[j]}: {n} held-out rows beside {n} samples", draw, (4.4, 2.5))
 
+# %% ../nbs/11b_report.ipynb #aa7e7ae7
+def _levels(summary: dict) -> Calibration | None:
+    "Levels of the noise of held-out rows, if there are two or more that are finite."
+    noise = np.asarray(summary.get("noise", []), dtype=np.float64)
+    noise = noise[np.isfinite(noise).all(1)] if noise.ndim == 2 else noise
+    return calibration(noise) if len(noise) > 1 else None
+
+
+def draw_calibration(found: Calibration) -> Picture:
+    "Share of rows below each level, less the level: each feature of the noise, and its distance from 0."
+    n = len(found.levels)
+    reach, shares = stats.kstwo.ppf(0.95, n), (np.arange(n) + 0.5) / n
+
+    def draw(fig: Figure, theme: Theme) -> None:
+        ax = fig.subplots()
+        ax.axhspan(-reach, reach, color=theme.faint, alpha=0.35, label="95 of 100 right flows")
+        *features, distance = np.sort(found.levels, axis=0).T
+        for k, levels in enumerate(features):
+            ax.plot(levels, shares - levels, color=theme.palette[6], lw=0.8, label="a feature of the noise" if k == 0 else None)
+        ax.plot(distance, shares - distance, color=theme.accent, lw=1.8, label="its distance from 0")
+        _dress(ax, theme, "", "level", "share of rows below it - level")
+        _legend(ax, theme)
+
+    return picture("calibration", f"Calibration: largest gap {found.distance[-1]:.3f} for the distance, band {reach:.3f}", draw)
+
 # %% ../nbs/11b_report.ipynb #27dc106a
 STYLE = """
 :root{color-scheme:light dark;--paper:#f4f5f7;--card:#fff;--ink:#20242c;--soft:#5c6470;--line:#dfe3e8;--accent:#0b62a8;--warn:#8a4b00;--warnbg:#fff4e2;--mark:#e8f1fa}
@@ -662,6 +688,24 @@ def _samples(marginals: list[Picture], pair: Picture | None) -> str:
     grid = '<div class="grid">' + "".join(p.to_html() for p in ([pair] if pair else []) + marginals) + "</div>"
     return section("What it draws", f"<p>{text}</p>", grid, long=True)
 
+# %% ../nbs/11b_report.ipynb #b91fd6c7
+def _calibration(found: Calibration | None, drawn: Picture | None) -> str:
+    "Is the flow as sure as it may be?"
+    if found is None:
+        return ""
+    gap, p = float(found.distance[-1]), float(found.p_value[-1])
+    far = float(found.levels[:, -1].mean()) - 0.5
+    off, side = f"its distance from zero is off by {number(gap)} at most", "out" if far > 0 else "in"
+    if p >= 0.05:
+        said = f"{off}, which is what chance does to a right flow (p = {p:.2f})."
+    else:
+        said = (f"{off}, more than chance explains: held-out rows lie further {side} than the flow says, so it is "
+                f"{'too sure' if far > 0 else 'not sure enough'} of itself.")
+    smallest, largest = (number(float(of(found.distance[:-1]))) for of in (min, max))
+    text = (f"The flow turns {len(found.levels):,} held-out rows into noise, which should be standard normal. Over all, {said} "
+            f"The features of the noise are off by {smallest} to {largest}.")
+    return section("How sure it may be", f"<p>{text}</p>", f'<div class="grid">{drawn.to_html()}</div>')
+
 # %% ../nbs/11b_report.ipynb #75db3864
 def _data_and_search(summary: dict) -> str:
     "What went in."
@@ -746,9 +790,11 @@ def metrics_of(summary: dict) -> dict:
         rows, drawn = _finite(summary["samples"])
         if len(rows) and len(drawn):
             marginals = {c: ks_distance(rows[:, i], drawn[:, i]) for i, c in enumerate(data["columns"])}
+    found = _levels(summary)
+    calibrated = found and {"rows": len(found.levels), "distance": found.distance, "p_value": found.p_value}
     return _plain({
         "meta": meta, "flow": summary["flow"], "models": summary["models"], "tried": history.get("prefixes"),
-        "val_nll": history.get("figures"), "marginal_ks": marginals, "seconds": summary.get("seconds"),
+        "val_nll": history.get("figures"), "marginal_ks": marginals, "calibration": calibrated, "seconds": summary.get("seconds"),
         "warnings": summary.get("warnings") or [], "notes": summary.get("notes") or []})
 
 
@@ -782,24 +828,28 @@ def page(summary: dict, folder: str = "flow_dir") -> tuple[str, list[Picture]]:
     enough = bool(samples) and all(len(rows) > 2 for rows in _finite(samples))
     marginals = draw_marginals(columns, samples) if enough else []
     pair = draw_pair(columns, samples, summary.get("pair")) if enough else None
+    found = _levels(summary)
+    calibrated = draw_calibration(found) if found else None
     body = "".join([
         _headline(summary), _the_flow(summary, names), _how_good(summary, models), _why(summary, told, tradeoff),
-        _how_trained(history, losses), _samples(marginals, pair), section("Notes", bullets(summary.get("notes") or [])),
+        _how_trained(history, losses), _samples(marginals, pair),
+        _calibration(found, calibrated), section("Notes", bullets(summary.get("notes") or [])),
         _use(summary, folder), _data_and_search(summary), _reproduce(summary)])
-    drawn = [models, tradeoff, *weights, *losses, *marginals, pair]
+    drawn = [models, tradeoff, *weights, *losses, *marginals, pair, calibrated]
     return document(f"A flow for {summary['data']['name']}", body), [p for p in drawn if p]
 
 # %% ../nbs/11b_report.ipynb #2365f5d9
 def write_report(out: Path | str, summary: dict) -> Path:
     """Write `report.html`, `metrics.json`, `history.json` and `figures/*.png` into the folder `out` (made if missing).
 
-    Returns the path of report.html, which needs no other file. `summary` is a dict; all but `samples` is JSON-able:
+    Returns the path of report.html, which needs no other file. `summary` is a dict; all but `samples` and `noise` is JSON-able:
     data: name, columns, rows {train, val, test}, held_out, log_abs_det (log|dz/dx| of the standardiser), note, source, licence, split,
     context_columns. search: the options (lam, direction, cost, candidates, ...). flow: architecture (data side first), cost, layer_costs,
     n_parameters, costs {density, sampling}, prices {candidate: cost in the other direction}.
     models: the flow found first, then variants, references and stacks, each with name,
     kind ("found" | "variant" | "reference" | "stack"), nll and nll_2se (nats a row, standardised), nll_data_units, layers, cost, fom1,
     detail. history: `SearchResult.history`. samples: data and flow, (n, D) arrays in data units. pair: two column names.
+    noise: (n, D), what the density direction makes of held-out rows.
     warnings, notes: sentences. seconds: stage -> seconds. usage: folder, n_context, commands. command, date, seed, versions, machine.
     Needed: data.name, data.columns, data.rows, search, flow.architecture, flow.cost, models; what else is missing is left out of the page.
     Raises ValueError for a missing key, OSError where the folder cannot be written.

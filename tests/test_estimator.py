@@ -238,3 +238,10 @@ def test_the_estimator_returns_what_the_search_found(X):
     est.fit(X)
     assert est.architecture_ == result.architecture and est.nll_val_ == result.nll_val
     assert est.cost_ == pytest.approx(result.cost)
+
+
+def test_noise_is_where_samples_come_from(fitted):
+    drawn = fitted.sample(50, seed=0)
+    noise = torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).numpy()
+    # sampling and density direction undo each other up to the inverse's rounding
+    np.testing.assert_allclose(fitted.to_noise(pd.DataFrame(drawn, columns=list("abc"))), noise, atol=1e-6)
