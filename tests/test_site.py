@@ -247,6 +247,33 @@ def test_page_is_light(site, name):
     assert sum(p.stat().st_size for p in own) < 3_000_000
 
 
+def test_interactive_superflow_moves(watched, site):
+    page = watched.open(f"{site}interactive_superflow.html")
+    said, seen = page.locator("#superflow .say"), {}
+    page.locator("#superflow-lam").focus()
+    for key in ("Home", "End"):
+        page.keyboard.press(key)
+        seen[key] = (said.text_content(), page.locator("#superflow .bars").inner_text(),
+                     page.locator("#superflow canvas.flow").evaluate("c => c.toDataURL()"))
+    free, dear = (float(re.search(r"cost (\d+(?:\.\d+)?)", seen[key][0])[1]) for key in ("Home", "End"))
+    assert free > dear and all(a != b for a, b in zip(*seen.values()))
+    page.locator("#superflow-step").focus()
+    page.keyboard.press("Home")
+    assert page.locator("#superflow .bars").inner_text() != seen["End"][1]
+    page.locator("#superflow").get_by_label("gas turbine").check()
+    assert said.text_content() != seen["End"][0]
+
+
+def test_interactive_superflow_without_javascript(context, site):
+    bare = context.browser.new_context(java_script_enabled=False)
+    page = bare.new_page()
+    page.goto(f"{site}interactive_superflow.html")
+    assert not page.locator("#superflow").is_visible() and page.locator("main img").first.is_visible()
+    # Playwright stops scripts after the page is parsed, so that its browser would not show what <noscript> holds
+    assert "the figure and the table below" in " ".join(page.locator("noscript").all_text_contents())
+    bare.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_report_opens_from_disk(context, tmp_path, scheme):
     import torch
