@@ -699,7 +699,7 @@ def _calibration(found: Calibration | None, drawn: Picture | None) -> str:
     if p >= 0.05:
         said = f"{off}, which is what chance does to a right flow (p = {p:.2f})."
     else:
-        said = (f"{off}, more than chance explains: held-out rows lie further {side} than the flow says, so it is "
+        said = (f"{off}, more than chance explains: held-out rows lie further {side} than the flow says in the mean, so it is "
                 f"{'too sure' if far > 0 else 'not sure enough'} of itself.")
     smallest, largest = (number(float(of(found.distance[:-1]))) for of in (min, max))
     text = (f"The flow turns {len(found.levels):,} held-out rows into noise, which should be standard normal. Over all, {said} "
