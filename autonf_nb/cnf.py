@@ -27,8 +27,8 @@ from .transforms.continuous import ContinuousFlow, Dynamics
 from .transforms.multiscale import Squeeze
 
 # %% auto #0
-__all__ = ['SIDES', 'border', 'loop_kernel', 'loop_trace', 'Convolutions', 'ConvSnapshot', 'ConvDynamics', 'OnRows', 'ImageCNF',
-           'PixelLogit', 'Saved', 'ImageFlow']
+__all__ = ['SIDES', 'border', 'loop_kernel', 'loop_trace', 'Convolutions', 'ConvSnapshot', 'ConvDynamics', 'OnRows',
+           'continuous_flows', 'ImageCNF', 'PixelLogit', 'Saved', 'ImageFlow']
 
 # %% ../nbs/13_cnf.ipynb #31fdf1fb
 SIDES = tuple((row, column) for row in (None, -1, 1) for column in (None, -1, 1))  # of the picture: (-1, None) is its top row
@@ -66,7 +66,7 @@ def loop_trace(kernels: Sequence[Tensor], first: Tensor, second: Tensor) -> Tens
         trace = trace + (-1) ** borders * (border(second, row, column) * seen).sum((1, 2, 3))
     return trace
 
-# %% ../nbs/13_cnf.ipynb #d0c564bc
+# %% ../nbs/13_cnf.ipynb #dc93355e
 @dataclass(frozen=True)
 class Convolutions:
     """Three convolutions `(F1, C, 3, 3)`, `(F2, F1, 3, 3)`, `(C, F2, 3, 3)` of pictures of one `shape` `(C, H, W)`, and their loops."""
@@ -83,7 +83,7 @@ class Convolutions:
         """`(D, B)` as `(B, C, H, W)`."""
         return z.t().reshape(-1, *self.shape)
 
-
+# %% ../nbs/13_cnf.ipynb #41a7d466
 @dataclass(frozen=True)
 class ConvSnapshot:
     """The velocity at one time, `(D, B) -> (D, B)`: `layers` with softplus in between; `biases` `(1 or B, channels, 1, 1)` of each."""
@@ -118,7 +118,7 @@ class ConvSnapshot:
         back = F.conv_transpose2d(back, middle, padding=1) * slopes[0]
         return v, F.conv_transpose2d(back, first, padding=1).flatten(1).t()
 
-
+# %% ../nbs/13_cnf.ipynb #15bce47c
 class ConvDynamics(Dynamics):
     """Three convolutions over pictures of `shape` `(C, H, W)`, flattened to `features = C H W`; `hidden_features` filters, softplus.
 
@@ -146,7 +146,7 @@ class ConvDynamics(Dynamics):
             fields.append(ConvSnapshot(layers, [bias.t()[:, :, None, None] for bias in (first, *rest)]))
         return fields
 
-# %% ../nbs/13_cnf.ipynb #53d6f2e0
+# %% ../nbs/13_cnf.ipynb #c2757145
 class OnRows(Transform):
     """A transform of flattened pictures, applied to pictures `(B, C, H, W)`."""
 
@@ -165,6 +165,11 @@ class OnRows(Transform):
         return outputs.reshape(inputs.shape), logabsdet
 
 
+def continuous_flows(module: nn.Module) -> list[ContinuousFlow]:
+    """The continuous flows of a module, in the order in which it holds them, which should be that of the density direction."""
+    return [part for part in module.modules() if isinstance(part, ContinuousFlow)]
+
+# %% ../nbs/13_cnf.ipynb #6c9f4006
 class ImageCNF(Transform):
     """FFJORD's multiscale architecture: flattened pictures `(B, C H W)` to noise `(B, C H W)`, the coarsest scale's noise last.
 
@@ -201,7 +206,7 @@ class ImageCNF(Transform):
     @property
     def flows(self) -> list[ContinuousFlow]:
         """The continuous flows, in the order of the density direction."""
-        return [module for module in self.modules() if isinstance(module, ContinuousFlow)]
+        return continuous_flows(self)
 
     @property
     def nfe(self) -> int:

@@ -14,7 +14,7 @@ from nflows.transforms import CompositeTransform
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from .cnf import ImageCNF, Saved, PixelLogit
+from .cnf import ImageCNF, PixelLogit, Saved, continuous_flows
 from .flow import standard_normal_log_prob
 from .training import Batches, Loop, Run, adam, cosine, seeded, set_lr, step_theta
 from .transforms.continuous import ContinuousFlow
@@ -22,8 +22,8 @@ from .transforms.multiscale import bits_per_dim
 
 # %% auto #0
 __all__ = ['METHODS', 'CIFAR10', 'check_labels', 'LabelledCode', 'code_log_prob', 'LabelledFlow', 'predict', 'posterior',
-           'sample', 'losses', 'returns', 'RunningMean', 'ToleranceGate', 'GatedFlow', 'continuous_flows',
-           'gated_flows', 'policy_loss', 'train_labelled', 'evaluate', 'InfoCNF']
+           'sample', 'losses', 'returns', 'RunningMean', 'ToleranceGate', 'GatedFlow', 'gated_flows', 'policy_loss',
+           'train_labelled', 'evaluate', 'InfoCNF']
 
 # %% ../nbs/14_infocnf.ipynb #3afb14b2
 def check_labels(y: Tensor, classes: int, rows: int) -> None:
@@ -238,11 +238,6 @@ class GatedFlow(ContinuousFlow):
             self.tolerance = fixed
 
 # %% ../nbs/14_infocnf.ipynb #7b203da7
-def continuous_flows(module: nn.Module) -> list[ContinuousFlow]:
-    "The continuous flows of a module, in the order in which it holds them, which should be that of the density direction."
-    return [m for m in module.modules() if isinstance(m, ContinuousFlow)]
-
-
 def gated_flows(module: nn.Module) -> list[GatedFlow]:
     "Those with a gate."
     return [m for m in continuous_flows(module) if isinstance(m, GatedFlow)]

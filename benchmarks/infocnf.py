@@ -31,9 +31,9 @@ from scipy.stats import t as student_t
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from autonf_nb.cnf import PixelLogit
+from autonf_nb.cnf import PixelLogit, continuous_flows
 from autonf_nb.infocnf import (
-    CIFAR10, METHODS, GatedFlow, InfoCNF, LabelledFlow, continuous_flows, evaluate, gated_flows, train_labelled,
+    CIFAR10, METHODS, GatedFlow, InfoCNF, LabelledFlow, evaluate, gated_flows, train_labelled,
 )
 from autonf_nb.parallel import run_tasks
 from autonf_nb.training import one_thread, seeded

@@ -4,7 +4,8 @@ import math
 import pytest
 import torch
 
-from autonf_nb.infocnf import CIFAR10, METHODS, InfoCNF, continuous_flows, evaluate, gated_flows, train_labelled
+from autonf_nb.cnf import continuous_flows
+from autonf_nb.infocnf import CIFAR10, METHODS, InfoCNF, evaluate, gated_flows, train_labelled
 from autonf_nb.training import Run
 from autonf_nb.transforms.multiscale import dequantize_images
 
