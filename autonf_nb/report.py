@@ -418,7 +418,7 @@ def draw_calibration(found: Calibration) -> Picture:
             ax.plot(levels, shares - levels, color=theme.palette[6], lw=0.8, label="a feature of the noise" if k == 0 else None)
         ax.plot(distance, shares - distance, color=theme.accent, lw=1.8, label="its distance from 0")
         _dress(ax, theme, "", "level", "share of rows below it - level")
-        _legend(ax, theme)
+        _legend(fig, theme, loc="outside lower center", ncols=2)
 
     return picture("calibration", f"Calibration: largest gap {found.distance[-1]:.3f} for the distance, band {reach:.3f}", draw)
 
