@@ -41,26 +41,40 @@ def page_name(stem):
 
 
 # --- 1. nbdev ---------------------------------------------------------------------------------
+def plain(said):
+    "A signature or a table's cell without what only Python asks for: modules, addresses, the type of a float, every one of many numbers"
+    said = re.sub(r"\b(?:__main__|collections\.abc|typing|pathlib|autonf_nb(?:\.\w+)*|(?<=torch\.)_C)\.|(?<=\w) at 0x[0-9a-f]+", "", said)
+    said = re.sub(r"np\.float64\(([^()]+)\)", lambda m: f"{float(m[1]):.6g}", said)
+    return re.sub(r"(\((?:-?[\d.]+, ){3})(?:-?[\d.]+, ){3,}(-?[\d.]+\))", r"\1..., \2", said)
+
+
 def _renderer():
     "A `show_doc` renderer: signature, summary, then nbdev's own table of documented parameters"
+    import inspect
     import nbdev.showdoc as sd
-    from fastcore.docments import DocmentTbl
+    from fastcore.docments import DocmentTbl, _maybe_nm
 
     base = sd.BasicMarkdownRenderer
 
+    class Table(DocmentTbl):
+        def __init__(self, sym):
+            super().__init__(sym)
+            for row in self.dm.values():  # `Tensor | None` is one cell, not two
+                row |= {k: plain(_maybe_nm(v)).replace("|", "\\|") for k, v in row.items() if v is not inspect.Parameter.empty}
+
     class TableRenderer(base):
+        def __init__(self, sym, name=None, title_level=3):
+            super().__init__(sym, name=name, title_level=title_level, maxline=92)  # characters: what stands beside the two sidebars
+
         def _repr_markdown_(self):
-            res = super()._repr_markdown_()
+            head, code, tail = re.split(r"(```python\n.*?\n```)", super()._repr_markdown_(), maxsplit=1, flags=re.S)
             try:
-                tbl = str(DocmentTbl(self.sym))
+                tbl = str(Table(self.sym))
             except Exception:
                 tbl = ""
-            if not tbl:
-                return res
-            # the table carries the comments, so take them out of the signature
-            head, code, tail = re.split(r"(```python\n.*?\n```)", res, maxsplit=1, flags=re.S)
-            code = re.sub(r"[ \t]*#(?!\s*noqa).*$", "", code, flags=re.M)
-            return head + code + tail + "\n\n" + tbl
+            if tbl:  # the table carries the comments, so take them out of the signature
+                code, tail = re.sub(r"[ \t]*#(?!\s*noqa).*$", "", code, flags=re.M), f"{tail}\n\n{tbl}"
+            return head + plain(code) + tail.replace("*Call self as a function.*", "")  # what Python says where nobody said anything
 
     return base, TableRenderer
 
