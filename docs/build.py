@@ -90,12 +90,26 @@ def runs_for_docs(cell):
     return (exported or plain or "show_doc(" in cell.source) and nbdev_runs(cell)
 
 
+def index_all(symbols):
+    "Complete nbdev's index of symbols: it passes over each notebook whose name holds `auto`, so its names get neither source nor links"
+    for module, known in symbols.items():
+        path = Path(*module.split(".")).with_suffix(".py")
+        if not known and path.exists():
+            made_from = re.search(r"File to edit: (\S+\.ipynb)", path.read_text())
+            page = page_name(Path(made_from[1]).stem) if made_from else ""
+            for node in ast.parse(path.read_text()).body if made_from else ():
+                if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                    known[f"{module}.{node.name}"] = (f"{page}.html#{node.name.lower()}", path.as_posix())
+
+
 def process():
+    from autonf_nb._modidx import d as index
     from nbdev.config import get_config
     import nbdev.showdoc as sd
     import torch  # noqa: F401
 
     _, sd.BasicMarkdownRenderer = _renderer()
+    index_all(index["syms"])
     nbdev.processors._do_eval = runs_for_docs
     # forked: each worker has the renderer above, and torch, imported once
     nbdev.serve.parallel = lambda f, items, n_workers, pause, method: nbdev_parallel(f, items, n_workers=n_workers, method="fork")
