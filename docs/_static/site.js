@@ -5,4 +5,11 @@ window.addEventListener("load", () => {
     else target.removeAttribute("tabindex");
   }));
   window.MathJax?.startup?.promise.then(() => document.querySelectorAll("div.math mjx-container").forEach((math) => widths.observe(math)));
+  // A figure opens by itself, to be seen larger, on a phone above all
+  document.querySelectorAll("main figure > img").forEach((img) => {
+    const alone = document.createElement("a");
+    alone.href = img.src;
+    img.replaceWith(alone);
+    alone.append(img);
+  });
 });
