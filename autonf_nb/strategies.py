@@ -326,7 +326,7 @@ class RowTrials(Trials):
 
 # %% ../nbs/10_strategies.ipynb #c7dce419
 def by_search(strategy: str, longer: float = 1.0) -> Strategy:
-    "A search of chapter 09 as a strategy, all its stages `longer` times as long as the settings have it."
+    "A search of the chapter Blockwise search as a strategy, all its stages `longer` times as long as the settings have it."
     def search(trials: RowTrials, rng: np.random.Generator) -> Iterator[Architecture]:
         s = replace(trials.settings, strategy=strategy, steps=round(longer * trials.full_steps))
         start = trials.clock()
