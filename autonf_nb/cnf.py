@@ -123,7 +123,9 @@ class ConvDynamics(Dynamics):
     """Three convolutions over pictures of `shape` `(C, H, W)`, flattened to `features = C H W`; `hidden_features` filters, softplus.
 
     `ContinuousFlow(C * H * W, dynamics=partial(ConvDynamics, shape=(C, H, W)))`. Time moves the biases of all layers. It starts without
-    any velocity. ValueError if `shape` and `features` do not fit. Source: FFJORD (Grathwohl et al. 2019), in the size of InfoCNF's appendix B; the trace: above.
+    any velocity. ValueError if `shape` and `features` do not fit.
+
+    Source: FFJORD (Grathwohl et al. 2019), in the size of InfoCNF's appendix B; the trace: above.
     """
 
     def __init__(self, features: int, *, shape: tuple[int, int, int], hidden_features: int = 64, context_features: int = 0):
