@@ -349,12 +349,14 @@ def train_flow(flow: Flow, train: Rows, val: Rows, *, steps: int = 1000, batch_s
         loop.keep_best(nll)
 
     flow.train()
-    for step in loop:
-        if step and step % every == 0:
-            validate()
-        set_lr(optimizer, cosine(loop.fraction, lr))
-        batch = train[batches(step)]
-        loop.losses.append(step_theta(-flow.log_prob(batch.x, batch.context).mean(), optimizer))
+    with seeded(seed):
+        for step in loop:
+            if step and step % every == 0:
+                validate()
+            set_lr(optimizer, cosine(loop.fraction, lr))
+            torch.manual_seed(seed * 1_000_003 + step)  # for flows that draw while they train: a resumed run draws the same
+            batch = train[batches(step)]
+            loop.losses.append(step_theta(-flow.log_prob(batch.x, batch.context).mean(), optimizer))
     validate()
     loop.load_best()
     flow.eval()
