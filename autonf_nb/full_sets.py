@@ -233,7 +233,7 @@ def full_set(
 ) -> Parts:
     """A whole data set as MAF prepares it, read from disk as it is used; fetched, verified and prepared when it is asked for first.
 
-    Raises `DataError` where it cannot be fetched. Sizes of the parts: Durkan et al. (2019), Neural Spline Flows."""
+    Raises `DataError` where it cannot be fetched. Sizes of the parts: Papamakarios et al. (2017), Masked Autoregressive Flow."""
     if name not in FULL_SETS:
         raise DataError(f"there is no full data set {name!r}: choose one of {', '.join(FULL_SETS)}")
     info, folder, ready = FULL_SETS[name], data_folder()/"maf", _prepared_files(name)
