@@ -75,6 +75,7 @@ def cosine(fraction: float, lr: float, final: float = 0.1) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    "Set the learning rate of all parameters."
     for group in optimizer.param_groups:
         group["lr"] = lr
 
@@ -310,7 +311,7 @@ class TrainingError(RuntimeError):
 
 
 def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Adam:
-    "Adam in its fused form: with the small tensors of a flow the plain one spends ten times as long, all of it overhead."
+    "Adam in its fused form: with the small tensors of a flow much of the plain one's step is overhead."
     return torch.optim.Adam(parameters, lr, fused=True)
 
 
