@@ -222,6 +222,7 @@ class SearchResult:
 
 
 def flow_of(layers: list[nn.Module], rows: Rows) -> Flow:
+    "A flow of `layers` for the features, dtype and device of `rows`."
     return Flow(CompositeTransform(layers), rows.x.shape[1]).to(rows.x)
 
 # %% ../nbs/09_blockwise_search.ipynb #a8cda318
@@ -281,6 +282,7 @@ def _cost(s: Settings, architecture: Architecture, rows: Rows) -> float:
 
 
 def prefix_of(s: Settings, architecture: Architecture, layers: list[nn.Module], val: Rows, **how) -> Prefix:
+    "The flow of `layers` with its NLL on `val`, its cost and its FOM 1; `how` are the other fields of `Prefix`."
     nll, cost = mean_nll(flow_of(layers, val), val), _cost(s, architecture, val)
     return Prefix(architecture, layers, nll, cost, fom1(nll, cost, s.lam), **how)
 
@@ -559,7 +561,7 @@ def _notes(s: Settings, found: Prefix, blocks: list[dict], run: Run) -> list[str
              "the two are close, or the weights had not settled." for b, h in enumerate(blocks) if h["chosen"] != h["argmin"]]
     if run.seconds_left <= 0:
         notes.append(f"max_seconds={run.max_seconds:g} was used up: this is the best flow so far, a longer search may find a better one.")
-    if not found.architecture:
+    elif not found.architecture:
         notes.append(f"At lam={s.lam:g} no layer pays for its cost: the flow found is the identity, a Gaussian; "
                      "a lower lam buys a better density.")
     return notes
