@@ -448,6 +448,7 @@ def versions() -> dict[str, str]:
 
 
 def processor() -> str:
+    "System, architecture, cores and threads."
     import platform
     import torch
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
