@@ -22,7 +22,7 @@ import nbdev.processors
 import nbdev.serve
 import nbformat
 import yaml
-from nbformat.v4 import new_markdown_cell
+from nbformat.v4 import new_code_cell, new_markdown_cell
 
 HERE = Path(__file__).resolve().parent
 DIREC = re.compile(r"^#\|\s*([\w-]+)\s*:\s*(.*?)\s*$")
@@ -32,6 +32,7 @@ CALLOUT = re.compile(
 DISPLAY = re.compile(r"^\$\$(?P<tex>.+?)\$\$[ \t]*(?:\{#(?P<label>eq-[\w-]+)\})?[ \t]*$", re.M | re.S)
 DIV = re.compile(r"^(:{3,})[ \t]*\{\.(nb-[\w-]+)\}[ \t]*$", re.M)  # our own classes, in Quarto's way
 SHOWDOC = re.compile(r"^---\n+(?:\[source\]\((?P<url>[^)]+)\)\{[^}]*\}\n+)?(?P<h>#+) (?P<name>\S+)\n+")
+TOGETHER = re.compile(r" (±|x(?= \d)|(?<=\d )x) ")
 WORKERS = min(4, os.cpu_count() or 1)
 nbdev_runs, nbdev_parallel = nbdev.processors._do_eval, nbdev.serve.parallel
 
@@ -41,28 +42,40 @@ def page_name(stem):
 
 
 # --- 1. nbdev ---------------------------------------------------------------------------------
+def plain(said):
+    "A signature or a table's cell without what only Python asks for: modules, addresses, the type of a float, every one of many numbers"
+    said = re.sub(r"\b(?:__main__|collections\.abc|typing|pathlib|autonf_nb(?:\.\w+)*|(?<=torch\.)_C)\.|(?<=\w) at 0x[0-9a-f]+", "", said)
+    said = re.sub(r"np\.float64\(([^()]+)\)", lambda m: f"{float(m[1]):.6g}", said)
+    return re.sub(r"(\((?:-?[\d.]+, ){3})(?:-?[\d.]+, ){3,}(-?[\d.]+\))", r"\1..., \2", said)
+
+
 def _renderer():
     "A `show_doc` renderer: signature, summary, then nbdev's own table of documented parameters"
-    import fastcore.docments
+    import inspect
     import nbdev.showdoc as sd
-    from fastcore.docments import DocmentTbl
+    from fastcore.docments import DocmentTbl, _maybe_nm
 
-    base, cell = sd.BasicMarkdownRenderer, fastcore.docments._maybe_nm
-    fastcore.docments._maybe_nm = lambda o: cell(o).replace("|", "\\|")  # `int | None` is one cell of the table, not two
+    base = sd.BasicMarkdownRenderer
+
+    class Table(DocmentTbl):
+        def __init__(self, sym):
+            super().__init__(sym)
+            for row in self.dm.values():  # `Tensor | None` is one cell, not two
+                row |= {k: plain(_maybe_nm(v)).replace("|", "\\|") for k, v in row.items() if v is not inspect.Parameter.empty}
 
     class TableRenderer(base):
+        def __init__(self, sym, name=None, title_level=3):
+            super().__init__(sym, name=name, title_level=title_level, maxline=92)  # characters: what stands beside the two sidebars
+
         def _repr_markdown_(self):
-            res = super()._repr_markdown_()
+            head, code, tail = re.split(r"(```python\n.*?\n```)", super()._repr_markdown_(), maxsplit=1, flags=re.S)
             try:
-                tbl = str(DocmentTbl(self.sym))
+                tbl = str(Table(self.sym))
             except Exception:
                 tbl = ""
-            if not tbl:
-                return res
-            # the table carries the comments, so take them out of the signature
-            head, code, tail = re.split(r"(```python\n.*?\n```)", res, maxsplit=1, flags=re.S)
-            code = re.sub(r"[ \t]*#(?!\s*noqa).*$", "", code, flags=re.M)
-            return head + code + tail + "\n\n" + tbl
+            if tbl:  # the table carries the comments, so take them out of the signature
+                code, tail = re.sub(r"[ \t]*#(?!\s*noqa).*$", "", code, flags=re.M), f"{tail}\n\n{tbl}"
+            return head + plain(code) + tail.replace("*Call self as a function.*", "")  # what Python says where nobody said anything
 
     return base, TableRenderer
 
@@ -78,12 +91,26 @@ def runs_for_docs(cell):
     return (exported or plain or "show_doc(" in cell.source) and nbdev_runs(cell)
 
 
+def index_all(symbols):
+    "Complete nbdev's index of symbols: it passes over each notebook whose name holds `auto`, so its names get neither source nor links"
+    for module, known in symbols.items():
+        path = Path(*module.split(".")).with_suffix(".py")
+        if not known and path.exists():
+            made_from = re.search(r"File to edit: (\S+\.ipynb)", path.read_text())
+            page = page_name(Path(made_from[1]).stem) if made_from else ""
+            for node in ast.parse(path.read_text()).body if made_from else ():
+                if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                    known[f"{module}.{node.name}"] = (f"{page}.html#{node.name.lower()}", path.as_posix())
+
+
 def process():
+    from autonf_nb._modidx import d as index
     from nbdev.config import get_config
     import nbdev.showdoc as sd
     import torch  # noqa: F401
 
     _, sd.BasicMarkdownRenderer = _renderer()
+    index_all(index["syms"])
     nbdev.processors._do_eval = runs_for_docs
     # forked: each worker has the renderer above, and torch, imported once
     nbdev.serve.parallel = lambda f, items, n_workers, pause, method: nbdev_parallel(f, items, n_workers=n_workers, method="fork")
@@ -99,8 +126,12 @@ class Prep:
         self.blob = f"{cfg.git_url}/blob/{cfg.branch}/"
         self.jupyter = f"https://mybinder.org/v2/gh/{cfg.user}/{cfg.repo}/{cfg.branch}?urlpath=lab/tree/nbs/"
 
+    def table(self, s):
+        "Markdown whose tables break no line within `0.5 ± 0.1` and `8 x MAF`"
+        return re.sub(r"^\|.*", lambda row: TOGETHER.sub("\u00a0\\1\u00a0", row[0]), s, flags=re.M)
+
     def markdown(self, s):
-        s = s.replace("<!-- WARNING: THIS FILE WAS AUTOGENERATED! DO NOT EDIT! -->", "")
+        s = self.table(s).replace("<!-- WARNING: THIS FILE WAS AUTOGENERATED! DO NOT EDIT! -->", "")
 
         def callout(m):
             if m["t"]:
@@ -182,8 +213,17 @@ class Prep:
                     mystnb |= {"code_prompt_show": "Imports", "code_prompt_hide": "Imports"}
                 if d.get("warning") == "false":
                     c.outputs = [o for o in c.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+                for o in c.outputs:
+                    if "text/markdown" in o.get("data", {}):
+                        o.data["text/markdown"] = self.table(o.data["text/markdown"])
                 if "fig-cap" in d:
                     self.figures += 1
+                    pictures = [o for o in c.outputs if any(kind.startswith("image/") for kind in o.get("data", {}))]
+                    if any(o.output_type != "stream" for o in c.outputs if o not in pictures):  # a table has no part in the caption
+                        c.outputs = [o for o in c.outputs if o not in pictures]
+                        cells.append(c)
+                        c = new_code_cell(outputs=pictures, metadata={"tags": ["remove-input"], "mystnb": {}})
+                        mystnb = c.metadata["mystnb"]
                     mystnb["figure"] = {"caption": f"**Figure {self.figures}.** {self.markdown(d['fig-cap'])}"}
                 if "fig-alt" in d:
                     mystnb["image"] = {"alt": d["fig-alt"]}
@@ -224,7 +264,8 @@ def reference(chapters, shown):
                 label = f"[`{m['name']}`](#{page}--{m['name'].lower()})"
                 rows[m["name"].lower()] = f"| {label} | {said} | " + (f"[code]({m['url']}) |" if m["url"] else "|")
         if rows:
-            parts.append(f"## [{name}]({page}.ipynb)\n\n| Name | What it is | Source |\n|---|---|---|\n" + "\n".join(rows.values()))
+            table = "| Name | What it is | Source |\n|---|---|---|\n" + "\n".join(rows.values())
+            parts.append(f"## [{name}]({page}.ipynb)\n\n::::{{div}} nb-names\n\n{table}\n\n::::")
     return "\n\n".join(parts) + "\n"
 
 

@@ -31,7 +31,7 @@ html_css_files, html_js_files = ["site.css"], ["site.js"]
 html_search_scorer = str(here / "scorer.js")
 html_favicon = str(here / "_static" / "logo.svg")
 html_theme = "pydata_sphinx_theme"
-html_show_sphinx = html_copy_source = html_show_sourcelink = False
+html_use_index = html_show_sphinx = html_copy_source = html_show_sourcelink = False
 html_sidebars = {"**": ["sidebar-global.html"]}
 html_context = {"default_mode": "auto"}
 html_theme_options = {

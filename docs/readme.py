@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 when something is out of date")
     check = parser.parse_args().check
     cfg = get_config()
-    root, notebook = Path(cfg.config_path), Path(cfg.nbs_path) / cfg.readme_nb
+    root, notebook = Path(cfg.config_path), Path(cfg.nbs_path) / "index.ipynb"
     if not notebook.exists():
         sys.exit(f"{notebook} is missing: README.md is made from it")
     files = render(notebook)

@@ -13,6 +13,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "autonf_nb"
@@ -138,6 +139,14 @@ def test_notebook_has_outputs_to_read(path):
         text = "".join("".join(part) for kind, part in [("text/plain", out.get("text", "")), *data.items()] if kind.startswith("text/"))
         assert not LOCAL_PATH.search(text), f"an output names a path of one machine: {LOCAL_PATH.search(text)[0]}"
         assert not PROGRESS.search(text), "a progress bar is stored: call with progress=False"
+
+
+@per_notebook
+def test_options_of_cells_are_yaml(path):
+    "Quarto reads them, and stops at a colon and a space that no quotes hold."
+    for cell in code_cells(path):
+        for option in re.findall(r"^#\|\s*([\w-]+:.*)", source(cell), re.M):
+            yaml.safe_load(option)
 
 
 def test_import_is_light():

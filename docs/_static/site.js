@@ -1,5 +1,15 @@
-// A formula too wide for its place scrolls: let the keyboard reach it
-window.addEventListener("load", () => window.MathJax?.startup?.promise.then(() => {
-  const widths = new ResizeObserver((all) => all.forEach(({ target }) => { target.tabIndex = target.scrollWidth > target.clientWidth ? 0 : -1; }));
-  document.querySelectorAll("div.math").forEach((math) => widths.observe(math));
-}));
+window.addEventListener("load", () => {
+  // A formula too wide for its place scrolls: let the keyboard reach it
+  const widths = new ResizeObserver((all) => all.forEach(({ target }) => {
+    if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+    else target.removeAttribute("tabindex");
+  }));
+  window.MathJax?.startup?.promise.then(() => document.querySelectorAll("div.math mjx-container").forEach((math) => widths.observe(math)));
+  // A figure opens by itself, to be seen larger, on a phone above all
+  document.querySelectorAll("main figure > img").forEach((img) => {
+    const alone = document.createElement("a");
+    alone.href = img.src;
+    img.replaceWith(alone);
+    alone.append(img);
+  });
+});
