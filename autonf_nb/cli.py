@@ -384,7 +384,7 @@ class Ready:
 
 def make_ready(job: Job, quiet: bool) -> Ready:
     "Read the table and check it together with all options."
-    from autonf_nb.data import Bounds
+    from autonf_nb.data import Bounds, check_table
     from autonf_nb.estimator import AutoNF
     table, options = open_data(job.data), dict(job.options)
     sha256 = fingerprint(table)
@@ -394,6 +394,7 @@ def make_ready(job: Job, quiet: bool) -> Ready:
     context, _ = options.pop("context"), options.pop("compare")
     est = AutoNF(**options | {"candidates": tuple(options["candidates"]), "verbose": not quiet})
     parts = split_table(table, context, est.seed)
+    check_table(table.X[:, [table.columns.index(c) for c in parts.columns]], name=job.data, columns=parts.columns)  # names the file
     if est.bounds and not est.dequantize:   # here the row numbers in the message are those of the table
         Bounds(est.bounds, table.columns).to_line(table.X)
     prepared = est.prepare(parts.X["train"], context=parts.context["train"], X_val=parts.X["val"], context_val=parts.context["val"])

@@ -81,7 +81,8 @@ def test_report_has_all_that_is_asked_of_it(searched):
     shown = ["The flow found", f"{found['cost']:.2f} cost, density direction", "flops: operations for a row", "The words on this page",
              "Nats a row", number(found["nll"]), f"± {number(found['nll_2se'])}", "Gaussian mixture", "AutoNF from scratch",
              "MAF x 2", "RQ-C x 1", "The Pareto front", "Block 1", "samples of the flow", "Calibration", "Load and use it",
-             "To get it again", *NAMES, "Checksum", "sha256", "scikit-learn", *(f"{k} " for k in metrics["meta"]["search"] if k != "verbose")]
+             "To get it again", *NAMES, "Checksum", "sha256", "scikit-learn",
+             *(f"{k} " for k in metrics["meta"]["search"] if k != "verbose")]
     assert not [words for words in shown if words not in text]
     kinds = {m["kind"] for m in metrics["models"]}
     assert kinds == {"found", "reference", "variant", "stack"} and all("gap_2se" in m for m in metrics["models"][1:])
