@@ -100,7 +100,7 @@ def verdict(summary: dict) -> list[tuple[bool, str]]:
         gap, error = found["nll"] - best["nll"], _gap_error(found, best)
         size = (f"{number(abs(gap), 2)} nats a row {'below' if gap < 0 else 'above'} that of the best plain model ({best['name']}), "
                 f"± {number(error, 2)}")
-        if abs(gap) <= error:
+        if not abs(gap) > error:  # an error that is not a number, of one row, is no reason to be sure
             said.append((False, f"Its NLL is {size}, which is within the error: on this data the search has bought little or nothing."))
         elif gap < 0:
             times = f"{math.exp(-gap):.1f}" if gap > -6.9 else "more than 1,000"
