@@ -478,6 +478,7 @@ def versions() -> dict[str, str]:
 
 
 def processor() -> str:
+    "System, architecture, cores and threads."
     import platform
     import torch
     threads = torch.get_num_threads()

@@ -123,7 +123,9 @@ class ConvDynamics(Dynamics):
     """Three convolutions over pictures of `shape` `(C, H, W)`, flattened to `features = C H W`; `hidden_features` filters, softplus.
 
     `ContinuousFlow(C * H * W, dynamics=partial(ConvDynamics, shape=(C, H, W)))`. Time moves the biases of all layers. It starts without
-    any velocity. ValueError if `shape` and `features` do not fit. Source: FFJORD (Grathwohl et al. 2019), appendix B; the trace: above.
+    any velocity. ValueError if `shape` and `features` do not fit.
+
+    Source: FFJORD (Grathwohl et al. 2019), in the size of InfoCNF's appendix B; the trace: above.
     """
 
     def __init__(self, features: int, *, shape: tuple[int, int, int], hidden_features: int = 64, context_features: int = 0):
@@ -178,7 +180,7 @@ class ImageCNF(Transform):
     `solver`, `train_trace` ...) go to it. Height and width must be divisible by `2**(scales - 1)`, else ValueError. Starts as a
     permutation of the pixels. Raises SolverError as `ContinuousFlow` does.
 
-    References: FFJORD (Grathwohl et al. 2019), section 4.1; Real NVP (Dinh et al. 2017), section 3.6.
+    References: FFJORD (Grathwohl et al. 2019), section 4.2; Real NVP (Dinh et al. 2017), section 3.6.
     """
 
     def __init__(self, shape: tuple[int, int, int], *, scales: int = 2, flows: int = 1, hidden_features: int = 64,

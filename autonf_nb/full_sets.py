@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from .data import DataError
 
-# %% ../nbs/01b_full_sets.ipynb #a6720491
+# %% ../nbs/01b_full_sets.ipynb #cbc5b06a
 CHUNK = 1 << 20
 
 
@@ -34,7 +34,7 @@ def _md5(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
-
+# %% ../nbs/01b_full_sets.ipynb #b9384aeb
 def _fetch_rest(url: str, part: Path, timeout: float, bar: tqdm) -> None:
     "Append what is missing of `url` to `part`; OSError or HTTPException where the line breaks."
     have = part.stat().st_size if part.exists() else 0
@@ -52,7 +52,7 @@ def _fetch_rest(url: str, part: Path, timeout: float, bar: tqdm) -> None:
     if total is not None and part.stat().st_size < total:
         raise ConnectionError(f"the server sent {part.stat().st_size:,} of {total:,} bytes")
 
-
+# %% ../nbs/01b_full_sets.ipynb #9c17b49f
 def fetch(
     url: str,
     path: Path,  # where the file goes; `path` + ".part" holds what has arrived so far
@@ -93,7 +93,7 @@ def fetch(
     part.replace(path)
     return path
 
-# %% ../nbs/01b_full_sets.ipynb #05abfd2a
+# %% ../nbs/01b_full_sets.ipynb #5fa44499
 class Parts(NamedTuple):
     "Rows as MAF prepares them, (rows, features) float32 each."
 
@@ -111,7 +111,7 @@ def _split(X: np.ndarray) -> Parts:
     rest, test = _last_tenth(X)
     return Parts(*_last_tenth(rest), test)
 
-
+# %% ../nbs/01b_full_sets.ipynb #c6fab819
 def _scaled(parts: Parts, by: np.ndarray, ddof: int = 0) -> Parts:
     mean, sd = by.mean(0), by.std(0, ddof=ddof)
     return Parts(*((part - mean) / sd for part in parts))
@@ -120,7 +120,7 @@ def _scaled(parts: Parts, by: np.ndarray, ddof: int = 0) -> Parts:
 def _scaled_by_seen(parts: Parts) -> Parts:
     return _scaled(parts, np.concatenate([parts.train, parts.val]))
 
-
+# %% ../nbs/01b_full_sets.ipynb #cd2e2a90
 def prepare_power(minutes: np.ndarray) -> Parts:
     "(rows, 8) of power/data.npy: active and reactive power, voltage, current, three meters, time of day."
     rng, X = np.random.RandomState(42), minutes.astype(np.float64)
@@ -130,7 +130,7 @@ def prepare_power(minutes: np.ndarray) -> Parts:
     voltage, gap, meters = 0.01 * rng.rand(n, 1), 0.001 * rng.rand(n, 1), rng.rand(n, 3)    # drawn in this order
     return _scaled_by_seen(_split(X + np.hstack([gap, voltage, meters, np.zeros((n, 1))])))
 
-
+# %% ../nbs/01b_full_sets.ipynb #eabf9713
 def prepare_gas(frame: pd.DataFrame) -> Parts:
     "The table of gas/ethylene_CO.pickle."
     frame = frame.drop(columns=["Meth", "Eth", "Time"])
@@ -139,7 +139,7 @@ def prepare_gas(frame: pd.DataFrame) -> Parts:
     X = frame.to_numpy()
     return _scaled(_split(X), X, ddof=1)
 
-
+# %% ../nbs/01b_full_sets.ipynb #633f6db0
 def prepare_hepmass(train: pd.DataFrame, test: pd.DataFrame) -> Parts:
     "The tables of hepmass/1000_train.csv and 1000_test.csv; their first column tells signal (1) from background."
     signal, seen = (t[t[t.columns[0]] == 1].to_numpy(np.float64)[:, 1:] for t in (train, test))
@@ -149,7 +149,7 @@ def prepare_hepmass(train: pd.DataFrame, test: pd.DataFrame) -> Parts:
     kept = [i for i, column in enumerate(columns) if Counter(column.tolist()).most_common(1)[0][1] <= 5]
     return Parts(*(part[:, kept] for part in scaled))
 
-
+# %% ../nbs/01b_full_sets.ipynb #e3375f48
 def prepare_miniboone(rows: np.ndarray) -> Parts:
     "(rows, 43) of miniboone/data.npy."
     return _scaled_by_seen(_split(rows.astype(np.float64)))
@@ -163,7 +163,7 @@ def _prepare_bsds300(file: Path) -> Parts:
     with h5py.File(file) as h:
         return Parts(*(h[part][:] for part in ("train", "validation", "test")))
 
-# %% ../nbs/01b_full_sets.ipynb #e6322249
+# %% ../nbs/01b_full_sets.ipynb #ba4ef776
 ARCHIVE, ARCHIVE_MD5 = "https://zenodo.org/record/1161203/files/data.tar.gz", "9b9c9b0375315ad270eba4ce80c093ab"
 
 
@@ -173,7 +173,7 @@ def data_folder() -> Path:
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"autonf_nb"
 
-
+# %% ../nbs/01b_full_sets.ipynb #ac475c61
 @dataclass(frozen=True)
 class FullSet:
     "One of MAF's sets: the files of the archive it is made of, how, and the (rows, rows, rows, features) that must come out."
@@ -193,7 +193,14 @@ FULL_SETS: dict[str, FullSet] = {
     "BSDS300": FullSet(("BSDS300/BSDS300.hdf5",), _prepare_bsds300, (1_000_000, 50_000, 250_000, 63)),
 }
 
+# %% ../nbs/01b_full_sets.ipynb #92a26bd1
+def _check_size(name: str, parts: Parts) -> None:
+    found, expected = (*map(len, parts), parts.train.shape[1]), FULL_SETS[name].size
+    if found != expected:
+        raise DataError(f"{name} came out with (training, validation, test rows, features) = {found}, not {expected}: "
+                        "its preparation does not fit this archive.")
 
+# %% ../nbs/01b_full_sets.ipynb #42315967
 def _extract(archive: Path, files: tuple[str, ...], folder: Path) -> list[Path]:
     "The files of the archive whose paths end so, in `folder`."
     found: dict[str, Path] = {}
@@ -210,14 +217,7 @@ def _extract(archive: Path, files: tuple[str, ...], folder: Path) -> list[Path]:
         raise DataError(f"{archive} holds no file {missing[0]}: it is not the archive of MAF's data sets.")
     return [found[name] for name in files]
 
-
-def _check_size(name: str, parts: Parts) -> None:
-    found, expected = (*map(len, parts), parts.train.shape[1]), FULL_SETS[name].size
-    if found != expected:
-        raise DataError(f"{name} came out with (training, validation, test rows, features) = {found}, not {expected}: "
-                        "its preparation does not fit this archive.")
-
-
+# %% ../nbs/01b_full_sets.ipynb #d713fa87
 def _prepared_files(name: str) -> list[Path]:
     return [data_folder()/"maf"/f"{name}_{part}.npy" for part in Parts._fields]
 
@@ -226,14 +226,14 @@ def is_prepared(name: str) -> bool:
     "Has this set been fetched and prepared before?"
     return all(path.exists() for path in _prepared_files(name))
 
-
+# %% ../nbs/01b_full_sets.ipynb #7c5eee5b
 def full_set(
     name: str,  # a key of `FULL_SETS`
     progress: bool = True,
 ) -> Parts:
     """A whole data set as MAF prepares it, read from disk as it is used; fetched, verified and prepared when it is asked for first.
 
-    Raises `DataError` where it cannot be fetched. Sizes of the parts: Durkan et al. (2019), Neural Spline Flows."""
+    Raises `DataError` where it cannot be fetched. Sizes of the parts: Papamakarios et al. (2017), Masked Autoregressive Flow."""
     if name not in FULL_SETS:
         raise DataError(f"there is no full data set {name!r}: choose one of {', '.join(FULL_SETS)}")
     info, folder, ready = FULL_SETS[name], data_folder()/"maf", _prepared_files(name)

@@ -257,7 +257,7 @@ def train_labelled(flow: LabelledFlow, x: Tensor, y: Tensor | None, *, epochs: i
     """Train on rows `(n, D)` and labels `(n,)` by eqs. 4 to 6 and leave the flow in evaluation mode.
 
     Adam from `lr` to a tenth of it, gates (if there are any) from `gate_lr`. `beta` weighs the cross-entropy, `alpha` the evaluations.
-    `prepare` makes each batch's rows, by default they stay as they are. Returns for each step `{"step", "train_nll" (the loss),
+    The function prepare makes each batch's rows, by default they stay as they are. Returns for each step `{"step", "train_nll" (the loss),
     "nll" (bits per dimension), "xent", "nfe", "tolerance"}`, the last two with one number for each continuous flow.
     """
     flows, gates = continuous_flows(flow), gated_flows(flow)

@@ -97,6 +97,7 @@ SUPERVISED = 3  # numbers in the supervised code: one for a, one for b, one for 
 
 
 def one_hidden_layer(n_in: int, hidden: int, n_out: int) -> nn.Sequential:
+    "A tanh network from `(..., n_in)` to `(..., n_out)`."
     return nn.Sequential(nn.Linear(n_in, hidden), nn.Tanh(), nn.Linear(hidden, n_out))
 
 

@@ -543,6 +543,7 @@ def code_block(text: str) -> str:
 
 
 def bullets(sentences: Sequence[str]) -> str:
+    "An HTML list of escaped sentences; nothing at all when there are none."
     return '<ul class="plain">' + "".join(f"<li>{escape(s)}</li>" for s in sentences) + "</ul>" if sentences else ""
 
 # %% ../nbs/11b_report.ipynb #04d12eea

@@ -59,6 +59,7 @@ def moons_shift(theta: np.ndarray) -> np.ndarray:
 
 
 def simulate_moons(theta: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    "One observation for each row of parameters, (rows, 2) -> (rows, 2)."
     angle, radius = rng.uniform(-np.pi / 2, np.pi / 2, len(theta)), rng.normal(RADIUS, RADIUS_SD, len(theta))
     return np.column_stack([radius * np.cos(angle) + OFFSET, radius * np.sin(angle)]) + moons_shift(theta)
 
@@ -95,6 +96,7 @@ def moons_log_posterior(theta: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 # %% ../nbs/18_conditional_and_sbi.ipynb #a8677369
 def simulate_slcp(theta: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    "One observation, four points of the plane, for each row of parameters, (rows, 5) -> (rows, 8)."
     s1, s2, rho = theta[:, 2:3]**2, theta[:, 3:4]**2, np.tanh(theta[:, 4:5])
     e1, e2 = rng.standard_normal((2, len(theta), 4))
     x1 = theta[:, 0:1] + s1 * e1
@@ -189,7 +191,7 @@ def expected_coverage(
     density: ConditionalDensity,
     theta: np.ndarray | Tensor,    # (rows, D) fresh draws
     x: np.ndarray | Tensor,        # (rows, C) what each was observed as
-    levels: Sequence[float] = tuple(np.linspace(0.05, 0.95, 19)),
+    levels: Sequence[float] = tuple(k / 20 for k in range(1, 20)),
     *,
     samples: int = 200,            # draws for each row: a rank is exact to 1 / samples
     seed: int = 0,

@@ -222,6 +222,7 @@ class SearchResult:
 
 
 def flow_of(layers: list[nn.Module], rows: Rows) -> Flow:
+    "A flow of `layers` for the features, dtype and device of `rows`."
     return Flow(CompositeTransform(layers), rows.x.shape[1]).to(rows.x)
 
 # %% ../nbs/09_blockwise_search.ipynb #a8cda318
@@ -281,6 +282,7 @@ def _cost(s: Settings, architecture: Architecture, rows: Rows) -> float:
 
 
 def prefix_of(s: Settings, architecture: Architecture, layers: list[nn.Module], val: Rows, **how) -> Prefix:
+    "The flow of `layers` with its NLL on `val`, its cost and its FOM 1; `how` are the other fields of `Prefix`."
     nll, cost = mean_nll(flow_of(layers, val), val), _cost(s, architecture, val)
     return Prefix(architecture, layers, nll, cost, fom1(nll, cost, s.lam), **how)
 
@@ -370,7 +372,7 @@ def hopeless(s: Settings, architecture: Architecture, cost: float, heats: list[P
         return False
     return fom1(min(p.nll for p in heats) - SLACK, cost, s.lam) > min(p.fom1 for p in heats)
 
-
+# %% ../nbs/09_blockwise_search.ipynb #2fa0e551
 def _contenders(chains: list[list[Architecture]], heats: list[list[Prefix]], length: int) -> list[int]:
     """The chains that go on to `length` layers, the best first.
 
@@ -385,7 +387,7 @@ def _contenders(chains: list[list[Architecture]], heats: list[list[Prefix]], len
             best_end.setdefault(chains[i][0][0], i)
     return [i for i in on if i in free or i in best_end.values()]
 
-
+# %% ../nbs/09_blockwise_search.ipynb #d0726bb2
 def run_heats(s: Settings, chains: list[list[Architecture]], train: Rows, val: Rows, run: Run, seconds: float = math.inf,
               contenders: Callable = _contenders, spared: Callable = hopeless) -> list[list[Prefix]]:
     """Train the rivals of each chain briefly, those of one length before those of twice the length.
@@ -403,7 +405,7 @@ def run_heats(s: Settings, chains: list[list[Architecture]], train: Rows, val: R
                 heats[i].append(from_scratch(s, architecture, train, val, run, steps=s.search_steps, seconds=share))
     return heats
 
-
+# %% ../nbs/09_blockwise_search.ipynb #5ec62591
 def _finalists(ranked: list[Prefix]) -> list[Architecture]:
     "The best of each body, at most FINALISTS - 1 of them, and the best stack."
     best_of_body = {}
@@ -552,19 +554,19 @@ def rows_on(device: str, X_train: Tensor, X_val: Tensor, context_train: Tensor |
     target = pick_device(device)
     return tuple(Rows(x.to(target), None if c is None else c.to(target)) for x, c in ((X_train, context_train), (X_val, context_val)))
 
-
+# %% ../nbs/09_blockwise_search.ipynb #023d58ab
 def _notes(s: Settings, found: Prefix, blocks: list[dict], run: Run) -> list[str]:
     "What the user should hear of."
     notes = [f"Block {b + 1}: the architecture weights chose {Architecture(h['chosen'])}, the shared prices {Architecture(h['argmin'])}; "
              "the two are close, or the weights had not settled." for b, h in enumerate(blocks) if h["chosen"] != h["argmin"]]
     if run.seconds_left <= 0:
         notes.append(f"max_seconds={run.max_seconds:g} was used up: this is the best flow so far, a longer search may find a better one.")
-    if not found.architecture:
+    elif not found.architecture:
         notes.append(f"At lam={s.lam:g} no layer pays for its cost: the flow found is the identity, a Gaussian; "
                      "a lower lam buys a better density.")
     return notes
 
-
+# %% ../nbs/09_blockwise_search.ipynb #ffdfb842
 # strategies of chapter 10, by name: the flows tried, the best first, and the history of each block
 GROWERS: dict[str, Callable[[Settings, Rows, Rows, Run], tuple[list[Prefix], list[dict]]]] = {}
 
@@ -574,7 +576,7 @@ def grow(s: Settings, train: Rows, val: Rows, run: Run) -> tuple[list[Prefix], l
     by_name = _grow_by_race if _races(s) else _grow_as_printed
     return GROWERS.get(s.strategy, by_name)(s, train, val, run)
 
-
+# %% ../nbs/09_blockwise_search.ipynb #7ae59604
 def search_flow(X_train: Tensor, X_val: Tensor, *, context_train: Tensor | None = None, context_val: Tensor | None = None,
                 candidates: tuple[str, ...] = Settings.candidates, n_layers: int = 8, block_size: int | None = None, lam: float = 0.1,
                 cost: str | dict = "flops", direction: str = "density", strategy: str = "op2", hidden_features: int = 64,

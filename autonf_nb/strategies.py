@@ -95,7 +95,7 @@ class FlowTable:
 # %% ../nbs/10_strategies.ipynb #5bbaebae
 def noise_floor(table: FlowTable, lam: float, **how) -> tuple[np.ndarray, np.ndarray]:
     """Regret, in nats and by seed, (S,), of picking among all flows of the table: by the validation rows of this seed, scored on the
-    others; and of an oracle that picks by the test rows of the others and is scored on this one. Options as for `FlowTable.fom1`."""
+    others; and of an oracle that picks by the test rows of the others and is scored on this one. Options as for the table's method fom1."""
     seeds = range(table.val_nll.shape[1])
     costs = lam * table.costs[how.get("cost", "flops"), how.get("direction", "density")]
     picked, oracle = [], []
@@ -192,7 +192,7 @@ def judge(strategy: Strategy, table: FlowTable, lam: float, *, seed: int = 0, bu
     """Regret of what the strategy recommends after each trial, as columns: `steps`, `seconds`, `regret`, `architecture`.
 
     The strategy is told the validation rows of the table's seed `seed % S`, is scored on the test rows of the other seeds, and draws from
-    `seed`. `budget` is in layer steps; options as for `FlowTable.fom1`."""
+    `seed`. `budget` is in layer steps; options as for the table's method fom1."""
     told = seed % table.val_nll.shape[1]
     trials, others = TableTrials(table, lam, seed=told, **how), [s for s in range(table.val_nll.shape[1]) if s != told]
     regrets = table.fom1(lam, seeds=others, **how)
@@ -326,7 +326,7 @@ class RowTrials(Trials):
 
 # %% ../nbs/10_strategies.ipynb #c7dce419
 def by_search(strategy: str, longer: float = 1.0) -> Strategy:
-    "A search of chapter 09 as a strategy, all its stages `longer` times as long as the settings have it."
+    "A search of the chapter Blockwise search as a strategy, all its stages `longer` times as long as the settings have it."
     def search(trials: RowTrials, rng: np.random.Generator) -> Iterator[Architecture]:
         s = replace(trials.settings, strategy=strategy, steps=round(longer * trials.full_steps))
         start = trials.clock()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEARNING_RATE', 'BAR', 'Rows', 'Batches', 'seeded', 'cosine', 'set_lr', 'one_thread', 'write_tensors', 'read_tensors',
-           'Run', 'optimizer_tensors', 'load_optimizer_tensors', 'Loop', 'stage_tensors', 'stage_meta', 'restore_stage',
-           'row_log_prob', 'mean_nll', 'TrainingError', 'adam', 'step_theta', 'train_flow']
+           'file_name', 'Run', 'optimizer_tensors', 'load_optimizer_tensors', 'Loop', 'stage_tensors', 'stage_meta',
+           'restore_stage', 'row_log_prob', 'mean_nll', 'TrainingError', 'adam', 'step_theta', 'train_flow']
 
 # %% ../nbs/08_training.ipynb #69c71310
 import hashlib
@@ -75,6 +75,7 @@ def cosine(fraction: float, lr: float, final: float = 0.1) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    "Set the learning rate of all parameters."
     for group in optimizer.param_groups:
         group["lr"] = lr
 
@@ -105,6 +106,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
             return {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()["json"])
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as e:
         raise ValueError(f"{path} is damaged or not one of our files ({e}); delete it and start again without resuming.") from e
+
+# %% ../nbs/08_training.ipynb #0caa99d7
+def file_name(stage: str) -> str:
+    "Of a stage's checkpoint, whatever letters and however many of them the stage's name has."
+    name = quote(stage, safe=" ,")
+    if len(name) > 220:  # file systems allow 255 letters, and a part file's name is longer; the sum tells long names apart
+        name = f"{name[:180]} {hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return f"{name}.safetensors"
 
 # %% ../nbs/08_training.ipynb #1be71ce2
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} so far, at most {remaining} left"
@@ -137,11 +146,7 @@ class Run:
     def file(self, stage: str, folder: Path | None = None) -> Path | None:
         "Where the stage's checkpoint is: in `folder`, else in the job's own, if it has one."
         folder = folder or self.folder
-        # an architecture's name holds ">" and a user's candidate may hold "/": neither belongs in a file name
-        name = quote(stage, safe=" ,")
-        if len(name) > 220:  # file systems allow 255 letters, and a part file's name is longer; the sum tells long names apart
-            name = f"{name[:180]} {hashlib.sha256(name.encode()).hexdigest()[:16]}"
-        return None if folder is None else folder/f"{name}.safetensors"
+        return None if folder is None else folder/file_name(stage)
 
     def save(self, stage: str, tensors: Callable[[], dict[str, Tensor]], meta: dict, now: bool = False, folder: Path | None = None) -> None:
         "Write the stage's checkpoint, at most every `save_every` seconds unless `now`."
@@ -306,7 +311,7 @@ class TrainingError(RuntimeError):
 
 
 def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Adam:
-    "Adam in its fused form: with the small tensors of a flow the plain one spends ten times as long, all of it overhead."
+    "Adam in its fused form: with the small tensors of a flow much of the plain one's step is overhead."
     return torch.optim.Adam(parameters, lr, fused=True)
 
 
@@ -345,12 +350,14 @@ def train_flow(flow: Flow, train: Rows, val: Rows, *, steps: int = 1000, batch_s
         loop.keep_best(nll)
 
     flow.train()
-    for step in loop:
-        if step and step % every == 0:
-            validate()
-        set_lr(optimizer, cosine(loop.fraction, lr))
-        batch = train[batches(step)]
-        loop.losses.append(step_theta(-flow.log_prob(batch.x, batch.context).mean(), optimizer))
+    with seeded(seed):
+        for step in loop:
+            if step and step % every == 0:
+                validate()
+            set_lr(optimizer, cosine(loop.fraction, lr))
+            torch.manual_seed(seed * 1_000_003 + step)  # for flows that draw while they train: a resumed run draws the same
+            batch = train[batches(step)]
+            loop.losses.append(step_theta(-flow.log_prob(batch.x, batch.context).mean(), optimizer))
     validate()
     loop.load_best()
     flow.eval()

@@ -45,11 +45,12 @@ def fit_reverse_kl(flow: Flow, log_density: Callable[[Tensor], Tensor], *, steps
 
 # %% ../nbs/08c_reverse_kl.ipynb #fa331538
 class WeightedSample(NamedTuple):
-    "Draws of a flow with self-normalised importance weights."
-    x: Tensor              # (n, D)
-    weights: Tensor        # (n,), sum 1
-    ess: float             # effective sample size, 1 to n
-    log_normalizer: float  # log Z of the target, in nats
+    """Draws `x` (n, D) of a flow with self-normalised importance `weights` (n,), whose sum is 1, the effective sample size `ess`, from 1
+    to n, and the target's `log_normalizer`, log Z in nats. `mean(f)` is the target's expectation of `f(x)`, by default of `x`."""
+    x: Tensor
+    weights: Tensor
+    ess: float
+    log_normalizer: float
 
     def mean(self, f: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
         "The target's expectation of `f(x)`, (n, *) -> (*)."

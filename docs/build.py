@@ -43,10 +43,12 @@ def page_name(stem):
 # --- 1. nbdev ---------------------------------------------------------------------------------
 def _renderer():
     "A `show_doc` renderer: signature, summary, then nbdev's own table of documented parameters"
+    import fastcore.docments
     import nbdev.showdoc as sd
     from fastcore.docments import DocmentTbl
 
-    base = sd.BasicMarkdownRenderer
+    base, cell = sd.BasicMarkdownRenderer, fastcore.docments._maybe_nm
+    fastcore.docments._maybe_nm = lambda o: cell(o).replace("|", "\\|")  # `int | None` is one cell of the table, not two
 
     class TableRenderer(base):
         def _repr_markdown_(self):

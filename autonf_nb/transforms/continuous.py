@@ -402,7 +402,7 @@ def with_penalties(trace: Trace, e: Tensor, y: Tensor, field: Field) -> Tensor:
     product = vector_times_jacobian(field, y[:-3], e)[1]
     return torch.cat([v, divergence[None], v.square().sum(0, keepdim=True), product.square().sum(0, keepdim=True)])
 
-
+# %% ../../nbs/02i_continuous.ipynb #9dd99a3c
 class ContinuousFlow(Transform):
     """Rows carried by a velocity `dz/dt = f(t, z)` from t = 0 (data) to t = 1 (noise) in the density direction.
 
