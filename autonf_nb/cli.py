@@ -6,16 +6,17 @@
 __all__ = ['OPTIONS', 'RUN', 'CHECKPOINT', 'STACKS', 'VERBS', 'names', 'or_none', 'cost_model', 'bound', 'Option', 'UsageError',
            'Parser', 'whole_numbers', 'make_parser', 'parse', 'data_key', 'open_data', 'frame', 'take', 'Parts',
            'split_table', 'write_run', 'read_run', 'given_options', 'all_options', 'check_same', 'fingerprint', 'Job',
-           'open_job', 'Ready', 'make_ready', 'model_row', 'references', 'price', 'train_stacks', 'versions',
-           'processor', 'machine', 'other_prices', 'circumstances', 'summarise', 'say', 'run_search', 'tell', 'search',
-           'front_rows', 'tell_front', 'pareto', 'experiment_folder', 'write_record', 'table1', 'figure2', 'figure3',
-           'evaluate', 'read_context', 'sample', 'list_or_fetch', 'main']
+           'open_job', 'command_again', 'Ready', 'make_ready', 'model_row', 'references', 'price', 'train_stacks',
+           'versions', 'processor', 'machine', 'other_prices', 'circumstances', 'summarise', 'say', 'run_search',
+           'tell', 'search', 'front_rows', 'tell_front', 'pareto', 'experiment_folder', 'write_record', 'table1',
+           'figure2', 'figure3', 'evaluate', 'read_context', 'sample', 'list_or_fetch', 'main']
 
 # %% ../nbs/17_command_line.ipynb #9e80705b
 import argparse
 import difflib
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -349,7 +350,23 @@ def open_job(args: argparse.Namespace, argv: Sequence[str]) -> Job:
         return Job(args.verb, out, run["data"], run["options"], run["started"], run["command"], True, run["finished"], run["sha256"])
     if args.data is None:
         raise UsageError(f"there is no search in {out} to go on with, and no DATA to start one: see autonf {args.verb} --help")
-    return Job(args.verb, out, data_key(args.data), all_options(given), now, "autonf " + " ".join(argv))
+    return Job(args.verb, out, data_key(args.data), all_options(given), now, shlex.join(["autonf", *map(str, argv)]))
+
+
+def command_again(job: Job) -> str:
+    "A command line that repeats the search from any folder, and leaves the one it found alone."
+    words, defaults = ["autonf", job.verb, job.data, "--out", f"{job.out.absolute().name}_again"], all_options({})
+    for name, value in job.options.items():
+        if value == defaults[name]:
+            continue
+        if name == "bounds":
+            for column, pair in value.items():
+                words += ["--bounds", f"{column}={':'.join('' if b is None else repr(b) for b in pair)}"]
+        elif isinstance(value, dict):
+            words += [f"--{name}", ",".join(f"{k}={v}" for k, v in value.items())]
+        else:
+            words += [f"--{name}"] if value is True else [f"--{name}", _flat(value)]
+    return shlex.join(words)
 
 # %% ../nbs/17_command_line.ipynb #5b9f5095
 @dataclass(frozen=True)
@@ -367,7 +384,7 @@ class Ready:
 
 def make_ready(job: Job, quiet: bool) -> Ready:
     "Read the table and check it together with all options."
-    from autonf_nb.data import Bounds
+    from autonf_nb.data import Bounds, check_table
     from autonf_nb.estimator import AutoNF
     table, options = open_data(job.data), dict(job.options)
     sha256 = fingerprint(table)
@@ -377,6 +394,7 @@ def make_ready(job: Job, quiet: bool) -> Ready:
     context, _ = options.pop("context"), options.pop("compare")
     est = AutoNF(**options | {"candidates": tuple(options["candidates"]), "verbose": not quiet})
     parts = split_table(table, context, est.seed)
+    check_table(table.X[:, [table.columns.index(c) for c in parts.columns]], name=job.data, columns=parts.columns)  # names the file
     if est.bounds and not est.dequantize:   # here the row numbers in the message are those of the table
         Bounds(est.bounds, table.columns).to_line(table.X)
     prepared = est.prepare(parts.X["train"], context=parts.context["train"], X_val=parts.X["val"], context_val=parts.context["val"])
@@ -385,22 +403,25 @@ def make_ready(job: Job, quiet: bool) -> Ready:
     return Ready(table, parts, est, prepared, X_test, C_test, *prepared.units.to_standard(X_test))
 
 # %% ../nbs/17_command_line.ipynb #9eecccd3
-def model_row(ready: Ready, name: str, kind: str, log_prob: np.ndarray, **more: Any) -> dict[str, Any]:
-    "One model's figures on the test rows, in standardised and in the data's units."
+def model_row(ready: Ready, name: str, kind: str, log_prob: np.ndarray, found: np.ndarray | None = None, **more: Any) -> dict[str, Any]:
+    "One model's figures on the test rows, in standardised and in the data's units; `found`: the log-densities of the flow found."
     from autonf_nb.metrics import fom1, nll_with_error
     nll, error = nll_with_error(log_prob)
     row = {"name": name, "kind": kind, "nll": nll, "nll_2se": error, "nll_data_units": nll_with_error(log_prob + ready.logabsdet)[0]}
+    if found is not None:
+        row["gap_2se"] = nll_with_error(found - log_prob)[1]
     if "cost" in more:
         row["fom1"] = fom1(nll, more["cost"], ready.est.lam)
     return row | more
 
 
-def references(ready: Ready) -> list[dict[str, Any]]:
+def references(ready: Ready, log_prob: np.ndarray) -> list[dict[str, Any]]:
     "A Gaussian and a Gaussian mixture fitted to the same training rows, context beside the features not used."
     from autonf_nb.metrics import gaussian_mixture_nll, gaussian_nll
     Z = ready.prepared.train.x.double().numpy()
     found = gaussian_nll(Z, ready.Z_test), gaussian_mixture_nll(Z, ready.Z_test, seed=ready.est.seed)
-    return [model_row(ready, b.name, "reference", -b.nll, detail=b.detail) for b in found]
+    context = ", context not used" if ready.C_test is not None else ""
+    return [model_row(ready, b.name, "reference", -b.nll, log_prob, detail=b.detail + context) for b in found]
 
 # %% ../nbs/17_command_line.ipynb #46e82422
 STACKS = (1, 2, 4, 8)
@@ -414,8 +435,10 @@ def price(est: Any, names: Sequence[str], direction: str | None = None) -> float
                              hidden_features=est.hidden_features, context_features=est.n_context_features_)
 
 
-def train_stacks(ready: Ready, folder: Path, progress: bool) -> list[dict[str, Any]]:
-    "Single-type stacks trained as the flow found was, with the same steps, batches and seed. A stack that is done is not trained again."
+def train_stacks(ready: Ready, found: np.ndarray, folder: Path, progress: bool) -> list[dict[str, Any]]:
+    """Single-type stacks, and before them the architecture found, trained alike: from scratch, with the same steps, batches and seed.
+
+    A flow that is done is not trained again. `found`: log-densities of the flow found, which has been trained for longer."""
     import torch
     from autonf_nb.candidates import Architecture, SearchSpace
     from autonf_nb.estimator import as_rows
@@ -429,14 +452,20 @@ def train_stacks(ready: Ready, folder: Path, progress: bool) -> list[dict[str, A
     train, val = (Rows(r.x.to(device), None if r.context is None else r.context.to(device)) for r in (prepared.train, prepared.val))
     candidates = masked(est.candidates, est.masks, est.seed)
     stacks = [(name,) * layers for layers in STACKS for name in SearchSpace(candidates).without_null]
+    mine = tuple(est.architecture_)
+    flows = list(dict.fromkeys([*filter(None, [mine]), *stacks]))
     settings = Settings(candidates, lam=est.lam, cost=est.history_["prices"], direction=est.direction,
                         hidden_features=est.hidden_features, batch_size=est.batch_size, steps=est.steps or Settings.steps, seed=est.seed)
     with one_thread(), Run(folder, progress=progress) as run:
-        run.expect(settings.steps * sum(map(len, stacks)))
-        for stack in stacks:
-            trained = from_scratch(settings, Architecture(stack), train, val, run)
+        run.expect(settings.steps * sum(map(len, flows)))
+        for flow in flows:
+            trained = from_scratch(settings, Architecture(flow), train, val, run)
             log_prob = row_log_prob(flow_of(trained.layers, test).eval(), test).double().cpu().numpy()
-            rows.append(model_row(ready, f"{stack[0]} x {len(stack)}", "stack", log_prob, layers=len(stack), cost=trained.cost))
+            if flow == mine:
+                rows.append(model_row(ready, "AutoNF from scratch", "variant", log_prob, found, layers=len(flow), cost=trained.cost,
+                                      detail="the same architecture, trained as the stacks are"))
+            if flow in stacks:
+                rows.append(model_row(ready, f"{flow[0]} x {len(flow)}", "stack", log_prob, found, layers=len(flow), cost=trained.cost))
     return rows
 
 # %% ../nbs/17_command_line.ipynb #8bdbf570
@@ -444,14 +473,16 @@ def versions() -> dict[str, str]:
     "Of what the figures depend on."
     from importlib.metadata import version
     import platform
-    return {"autonf_nb": __version__, "python": platform.python_version()} | {name: version(name) for name in ("torch", "nflows", "numpy")}
+    used = ("torch", "nflows", "numpy", "scipy", "scikit-learn")
+    return {"autonf_nb": __version__, "python": platform.python_version()} | {name: version(name) for name in used}
 
 
 def processor() -> str:
     "System, architecture, cores and threads."
     import platform
     import torch
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {threads} thread{'s' * (threads != 1)}"
 
 
 def machine(est: Any) -> str:
@@ -481,25 +512,35 @@ def circumstances(job: Job, ready: Ready, est: Any) -> dict[str, Any]:
     table, parts = ready.table, ready.parts
     return {
         "data": {"name": table.name, "columns": list(parts.columns), "rows": parts.rows, "held_out": "test",
-                 "log_abs_det": est.units_.standardizer.log_abs_det, "note": table.note, "source": table.source, "licence": table.licence,
+                 "log_abs_det": float(ready.logabsdet.mean()), "note": table.note, "source": table.source, "licence": table.licence,
                  "split": f"at random, seed {est.seed}: where neighbouring rows are alike, the test rows have near copies among the others",
-                 "context_columns": list(parts.context_columns)},
+                 "context_columns": list(parts.context_columns), "checksum": f"sha256 {job.sha256} of the table's numbers and names"},
         "search": _jsonable(est.get_params(deep=False)),
-        "command": job.command, "date": job.started, "seed": est.seed, "versions": versions(), "machine": machine(est)}
+        "command": command_again(job), "date": job.started, "seed": est.seed, "versions": versions(), "machine": machine(est)}
+
+
+def _usage(ready: Ready) -> dict[str, Any]:
+    "What the code to load a flow needs beside its folder."
+    return {"context": None if ready.C_test is None else ready.C_test[0].tolist()}
 
 
 def summarise(job: Job, ready: Ready, models: list[dict], seconds: dict[str, float], said: list[str]) -> dict[str, Any]:
     "What `write_report` is given."
-    est, parts, prices = ready.est, ready.parts, other_prices(ready.est)
+    est, prices = ready.est, other_prices(ready.est)
     few = min(2000, len(ready.X_test))
-    samples = None if parts.context_columns else {"data": ready.X_test[:few], "flow": est.sample(few, seed=est.seed)}
-    noise = est.to_noise(ready.X_test[:few], None if ready.C_test is None else ready.C_test[:few])
+    given = None if ready.C_test is None else ready.C_test[:few]
+    samples = {"data": ready.X_test[:few], "flow": est.sample(few, given, seed=est.seed)}  # one for each row's context
+    noise = est.to_noise(ready.X_test[:few], given)
+    folder, usage = job.out.absolute(), _usage(ready)
+    commands = [["evaluate", folder, "new.csv"], ["sample", folder, "-n", 1000, "--out", "drawn.csv"]]
+    if usage["context"]:
+        commands[1] += ["--context", ",".join(map(repr, usage["context"]))]
     return circumstances(job, ready, est) | {
         "flow": {"architecture": list(est.architecture_), "cost": est.cost_, "layer_costs": [price(est, (n,)) for n in est.architecture_],
                  "n_parameters": sum(p.numel() for p in est.flow_.parameters()), "costs": _both_costs(est, prices), "prices": prices},
         "models": models, "history": est.history_, "samples": samples, "noise": noise,
         "warnings": said, "notes": est.notes_, "seconds": seconds,
-        "usage": {"folder": str(job.out), "n_context": len(parts.context_columns)}}
+        "usage": usage | {"folder": str(folder), "commands": [shlex.join(["autonf", *map(str, words)]) for words in commands]}}
 
 # %% ../nbs/17_command_line.ipynb #99caa734
 def say(sentence: str, quiet: bool) -> None:
@@ -518,11 +559,11 @@ def run_search(job: Job, ready: Ready, quiet: bool, said: list[str]) -> dict[str
     models = [model_row(ready, "AutoNF", "found", log_prob, layers=len(est.architecture_), cost=est.cost_, detail=str(est.architecture_))]
     say("fitting a Gaussian and a Gaussian mixture to the same rows", quiet)
     start = time.monotonic()
-    models += references(ready)
+    models += references(ready, log_prob)
     seconds["references"] = time.monotonic() - start
     if job.options["compare"]:
         start = time.monotonic()
-        models += train_stacks(ready, job.out/CHECKPOINT/"stacks", not quiet)
+        models += train_stacks(ready, log_prob, job.out/CHECKPOINT/"stacks", not quiet)
         seconds["comparison"] = time.monotonic() - start
     say(f"writing the flow and its report into {job.out}", quiet)
     summary = summarise(job, ready, models, seconds, said)
@@ -536,7 +577,7 @@ def tell(out: Path, summary: Mapping[str, Any]) -> str:
     found, flow = summary["models"][0], summary["flow"]
     lines = [f"flow found: {' > '.join(flow['architecture']) or '(identity)'}   cost {flow['cost']:.2f} (one RealNVP layer = 1)",
              f"NLL on {summary['data']['rows']['test']} test rows, nats a row, standardised units:"]
-    lines += [f"  {m['name']:<18} {m['nll']:8.3f} +- {m['nll_2se']:.3f}" for m in summary["models"]]
+    lines += [f"  {m['name']:<20} {m['nll']:8.3f} +- {m['nll_2se']:.3f}" for m in summary["models"]]
     lines += [f"  in the data's own units AutoNF has {found['nll_data_units']:.3f}"]
     return "\n".join([*lines, *(f"note: {n}" for n in summary["notes"]), f"written to {out}: report.html, metrics.json, flow.safetensors"])
 
@@ -601,7 +642,7 @@ def pareto(args: argparse.Namespace, argv: Sequence[str], said: list[str]) -> in
         rows, what = front_rows(ready, fitted, job.out), circumstances(job, ready, fitted[0])
         for name in ("lam", "strategy", "max_seconds"):
             what["search"].pop(name)
-        write_front(job.out, what | {"flows": rows, "tried": front.tried, "seconds": {"search": front.seconds}})
+        write_front(job.out, what | {"flows": rows, "tried": front.tried, "seconds": {"search": front.seconds}, "usage": _usage(ready)})
         print(tell_front(job.out, rows))
         _finish(job)
     return 0
@@ -754,6 +795,8 @@ def list_or_fetch(args: argparse.Namespace, argv: Sequence[str], said: list[str]
 def _sentence(error: BaseException) -> str:
     "What went wrong on one line."
     text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+    if isinstance(error, OSError) and error.filename is not None:  # one that nobody put into words
+        text = f"{error.filename} cannot be used ({text}): check its permissions, make room, or name another with --out"
     return " ".join(text.split())
 
 
@@ -787,7 +830,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return VERBS[args.verb](args, argv, said)
     except KeyboardInterrupt:
         going_on = verb in ("autonf search", "autonf pareto") and (Path(args.out)/RUN).exists()
-        print(f"\n{verb}: interrupted" + (f"; go on with: {verb} --resume --out {args.out}" if going_on else ""), file=sys.stderr)
+        hint = f"; go on with: {verb} --resume --out {shlex.quote(args.out)}" if going_on else ""
+        print(f"\n{verb}: interrupted{hint}", file=sys.stderr)
         return 130
     except Exception as error:
         if not _is_users(error) or os.environ.get("AUTONF_TRACEBACK"):

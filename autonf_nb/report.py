@@ -9,8 +9,8 @@ import base64
 import io
 import json
 import math
-import os
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -24,14 +24,16 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from .candidates import CANDIDATES
+from .estimator import write_files
 from .metrics import Calibration, best_lambdas, calibration, fom1, pareto_front
+from .search import Settings
 
 # %% auto #0
 __all__ = ['REQUIRED', 'LIGHT', 'DARK', 'STYLE', 'number', 'with_error', 'duration', 'arrow', 'brief', 'verdict', 'Theme',
            'Picture', 'picture', 'draw_models', 'tried_groups', 'draw_tradeoff', 'block_weights', 'draw_weights',
-           'draw_losses', 'draw_search_losses', 'ks_distance', 'draw_marginals', 'pick_pair', 'draw_pair',
-           'draw_calibration', 'table', 'facts', 'section', 'bullets', 'lambda_words', 'front_table', 'usage_code',
-           'metrics_of', 'document', 'page', 'write_report', 'draw_front', 'write_front']
+           'draw_losses', 'draw_search_losses', 'ks_distance', 'draw_marginals', 'pick_pair', 'draw_pairs',
+           'draw_calibration', 'table', 'facts', 'section', 'code_block', 'bullets', 'lambda_words', 'front_table',
+           'usage_code', 'metrics_of', 'document', 'page', 'write_report', 'draw_front', 'write_front']
 
 # %% ../nbs/11b_report.ipynb #23a74c79
 def number(x: float | None, digits: int = 3) -> str:
@@ -95,20 +97,37 @@ def verdict(summary: dict) -> list[tuple[bool, str]]:
     of = {kind: [m for m in summary["models"][1:] if m.get("kind") == kind] for kind in ("reference", "stack")}
     if of["reference"]:
         best = min(of["reference"], key=lambda m: m["nll"])
-        gap = found["nll"] - best["nll"]
-        error = math.hypot(found.get("nll_2se") or 0.0, best.get("nll_2se") or 0.0)
-        size = f"{number(abs(gap), 2)} nats a row {'below' if gap < 0 else 'above'} the best plain model ({best['name']})"
-        if abs(gap) <= error:
-            said.append((False, f"Its NLL is {size}, which is within their errors: on this data the search has bought little or nothing."))
+        gap, error = found["nll"] - best["nll"], _gap_error(found, best)
+        size = (f"{number(abs(gap), 2)} nats a row {'below' if gap < 0 else 'above'} that of the best plain model ({best['name']}), "
+                f"± {number(error, 2)}")
+        if not abs(gap) > error:  # an error that is not a number, of one row, is no reason to be sure
+            said.append((False, f"Its NLL is {size}, which is within the error: on this data the search has bought little or nothing."))
+        elif gap < 0:
+            times = f"{math.exp(-gap):.1f}" if gap > -6.9 else "more than 1,000"
+            said.append((True, f"Its NLL is {size}: in the geometric mean it gives a row {times} times the density."))
         else:
-            said.append((gap < 0, f"Its NLL is {size}" + ("." if gap < 0 else ": use the plain model, or search with more rows or steps.")))
-    priced = [m for m in of["stack"] if m.get("fom1") is not None]
-    if priced and found.get("fom1") is not None:
-        best = min(priced, key=lambda m: m["fom1"])
-        gap = found["fom1"] - best["fom1"]
-        side = "below" if gap < 0 else "above"
-        said.append((gap <= 0, f"Its FOM 1 is {number(abs(gap))} {side} that of the best single-type stack ({best['name']})."))
-    return said
+            said.append((False, f"Its NLL is {size}: use the plain model, or search with more rows or steps."))
+    return said + _beside_stacks(found, summary["models"])
+
+
+def _gap_error(found: dict, other: dict) -> float:
+    "Two standard errors of the difference of two NLLs: over the same rows where that is known, else as if they were independent."
+    paired = other.get("gap_2se")
+    return math.hypot(found.get("nll_2se") or 0.0, other.get("nll_2se") or 0.0) if paired is None else paired
+
+
+def _beside_stacks(found: dict, models: Sequence[dict]) -> list[tuple[bool, str]]:
+    "FOM 1 beside that of the best stack; of a flow trained as the stacks were, where there is one."
+    priced = [m for m in models if m.get("kind") == "stack" and m.get("fom1") is not None]
+    fair = next((m for m in models if m.get("kind") == "variant"), found)
+    if not priced or fair.get("fom1") is None:
+        return []
+    best = min(priced, key=lambda m: m["fom1"])
+    gap, mine = fair["fom1"] - best["fom1"], "Its" if fair is found else "Trained as the stacks were, its"
+    if gap == 0:
+        return [(True, f"The best single-type stack ({best['name']}) is this very flow.")]
+    side = "below" if gap < 0 else "above"
+    return [(gap < 0, f"{mine} FOM 1 is {number(abs(gap))} {side} that of the best single-type stack ({best['name']}).")]
 
 # %% ../nbs/11b_report.ipynb #ccdd8c3a
 @dataclass(frozen=True)
@@ -123,10 +142,10 @@ class Theme:
 
 
 LIGHT = Theme(
-    "#ffffff", "#20242c", "#c9ced6", "#0b62a8", ("#0072B2", "#D55E00", "#009E73", "#B65C93", "#B8860B", "#3E9BD0", "#6E7681", "#8C564B")
+    "#ffffff", "#222832", "#c9ced6", "#5443d6", ("#0072B2", "#D55E00", "#009E73", "#B65C93", "#B8860B", "#3E9BD0", "#6E7681", "#8C564B")
 )
 DARK = Theme(
-    "#1b1f27", "#e4e7ec", "#454c58", "#6cb6ff", ("#5AB4F0", "#FF9148", "#35C49A", "#E9A3CB", "#F2C14E", "#9AD7FF", "#AEB6C2", "#D2A295")
+    "#1a1b24", "#ced6dd", "#454c58", "#b1a7ff", ("#5AB4F0", "#FF9148", "#35C49A", "#E9A3CB", "#F2C14E", "#9AD7FF", "#AEB6C2", "#D2A295")
 )
 
 # %% ../nbs/11b_report.ipynb #881f30df
@@ -138,36 +157,41 @@ class Picture:
     alt: str
     light: bytes
     dark: bytes
+    caption: str = ""
 
-    def to_html(self, caption: str = "") -> str:
+    def to_html(self) -> str:
         "A <figure> that carries its pixels within itself."
         night, day = (base64.b64encode(png).decode() for png in (self.dark, self.light))
         return (
             '<figure><picture><source media="screen and (prefers-color-scheme: dark)" '
             f'srcset="data:image/png;base64,{night}"><img alt="{escape(self.alt)}" src="data:image/png;base64,{day}"></picture>'
-            + (f"<figcaption>{caption}</figcaption>" if caption else "")
+            + (f"<figcaption>{escape(self.caption)}</figcaption>" if self.caption else "")
             + "</figure>"
         )
 
 
-def picture(name: str, alt: str, draw: Callable[[Figure, Theme], None], size: tuple[float, float] = (4.4, 2.9)) -> Picture:
+def picture(name: str, alt: str, draw: Callable[[Figure, Theme], None], size: tuple[float, float] = (4.4, 2.9),
+            caption: str = "") -> Picture:
     "Call `draw(figure, theme)` for both themes. No pyplot: neither the caller's backend nor its settings are touched."
     pngs = []
     for theme in (LIGHT, DARK):
         fig = Figure(figsize=size, dpi=150, facecolor=theme.paper, layout="constrained")
         canvas, buffer = FigureCanvasAgg(fig), io.BytesIO()
-        draw(fig, theme)
-        canvas.print_png(buffer)  # savefig draws everything twice, once only to lay it out
+        with warnings.catch_warnings():  # a sign that the font lacks becomes a box; alt text and caption have the name as it is
+            warnings.filterwarnings("ignore", "Glyph .* missing from")
+            draw(fig, theme)
+            canvas.print_png(buffer)  # savefig draws everything twice, once only to lay it out
         pngs.append(buffer.getvalue())
-    return Picture(name, alt, *pngs)
+    return Picture(name, alt, *pngs, caption)
 
 # %% ../nbs/11b_report.ipynb #3b177787
 def _dress(ax: Axes, theme: Theme, title: str = "", x: str = "", y: str = "") -> None:
     "Titles and colours of one set of axes; 9 points stay legible when a 4.4 inch picture is shown on a phone."
     ax.set_facecolor(theme.paper)
-    ax.set_title(title, fontsize=9, color=theme.ink, loc="left")
-    ax.set_xlabel(x, fontsize=8.5, color=theme.ink)
-    ax.set_ylabel(y, fontsize=8.5, color=theme.ink)
+    plain = {"color": theme.ink, "parse_math": False}  # a column may be called $x_1$
+    ax.set_title(title, fontsize=9, loc="left", **plain)
+    ax.set_xlabel(x, fontsize=8.5, **plain)
+    ax.set_ylabel(y, fontsize=8.5, **plain)
     ax.tick_params(labelsize=8, colors=theme.ink, length=3)
     ax.grid(True, color=theme.faint, linewidth=0.5, alpha=0.6)
     ax.set_axisbelow(True)
@@ -209,7 +233,9 @@ def draw_models(summary: dict) -> Picture:
         _dress(ax, theme, "Further left is better", "NLL, nats a row (standardised), ± 2 standard errors")
 
     alt = "NLL of " + ", ".join(f"{row['name']} {number(row['nll'], 2)}" for row in rows)
-    return picture("models", alt, draw, (4.4, 1.2 + 0.36 * len(rows)))
+    caption = "NLL of each model on the held-out rows; a bar reaches two standard errors to either side."
+    caption += " Of the stacks, those four with the lowest FOM 1." if len(stacks) > 4 else ""
+    return picture("models", alt, draw, (4.4, 1.2 + 0.36 * len(rows)), caption)
 
 # %% ../nbs/11b_report.ipynb #833bb594
 def tried_groups(history: dict) -> list[tuple[str, list[dict]]]:
@@ -234,19 +260,29 @@ def draw_tradeoff(summary: dict) -> Picture | None:
     if sum(len(points) for _, _, points in groups) < 2:
         return None
     widest = max([c for _, _, points in groups for c, _ in points] + [cost]) * 1.05
+    full = groups[0][2]
+    front = [full[i] for i in pareto_front([nll for _, nll in full], [c for c, _ in full])]
+    heights = [nll for _, _, points in groups for _, nll in points] + [found["nll"]]
+    low, high = min(heights), max(heights)
 
     def draw(fig: Figure, theme: Theme) -> None:
         ax = fig.subplots()
         for (label, marker, points), color in zip(groups, (theme.palette[2], theme.palette[6], theme.palette[1])):
             ax.plot(*zip(*points), marker, color=color, ms=5, label=label)
+        if len(front) > 1:
+            ax.plot(*zip(*front), drawstyle="steps-post", lw=1.2, color=theme.palette[2], label="Pareto front of those trained in full")
         ax.plot(cost, found["nll"], "o", ms=8, color=theme.accent, label="the flow found (held-out rows)")
         if lam:
             ends = np.array([0.0, widest])
             ax.plot(ends, found["nll"] + lam * (cost - ends), "--", lw=1, color=theme.ink, label="same FOM 1 as the flow found")
+        ax.set_ylim(low - 0.15 * (high - low + 0.1), high + 0.1 * (high - low + 0.1))  # whatever the slope of that line
         _dress(ax, theme, "Below the dashed line is better", "cost (RealNVP layer = 1)", "NLL, nats a row")
         _legend(fig, theme, loc="outside lower center", ncols=1)
 
-    return picture("tradeoff", "NLL against cost of the flows that were trained, and the line of equal FOM 1", draw, (4.4, 4.1))
+    caption = ("How well each flow fits against what it costs: lower and further left is better. On the Pareto front are those that no "
+               "other beats in both. The flow found has been trained longer than the others, and is judged on other rows: compare "
+               "squares with squares.")
+    return picture("tradeoff", "NLL against cost of the flows that were trained, and the line of equal FOM 1", draw, (4.4, 4.3), caption)
 
 # %% ../nbs/11b_report.ipynb #dc03bb47
 def block_weights(block: dict) -> list[tuple[str, list[str], np.ndarray]]:
@@ -283,7 +319,9 @@ def draw_weights(block: dict, index: int, names: Sequence[str]) -> Picture:
         axes[-1].set_xlabel("step (grey: warm-up, weights held equal)" if warm else "step", fontsize=8.5, color=theme.ink)
 
     ends = "; ".join(f"{title} ends at {labels[w[-1].argmax()]} with weight {number(w[-1].max(), 2)}" for title, labels, w in panels)
-    return picture(f"weights_block_{index}", f"Weights in block {index}: {ends}", draw, (4.4, 0.6 + 1.35 * len(panels)))
+    caption = (f"Weights in block {index} over the steps of its search. A weight is a candidate's share of its layer: all are equal at "
+               "first, and one that reaches 1 has won.")
+    return picture(f"weights_block_{index}", f"Weights in block {index}: {ends}", draw, (4.4, 0.6 + 1.35 * len(panels)), caption)
 
 # %% ../nbs/11b_report.ipynb #8385729c
 def draw_losses(history: dict) -> Picture | None:
@@ -302,7 +340,10 @@ def draw_losses(history: dict) -> Picture | None:
         _dress(ax, theme, "Training of the flow found", "step", "NLL, nats a row")
         _legend(ax, theme)
 
-    return picture("training", f"NLL over {training['step'][-1]} training steps, down to {number(min(training['val_nll']), 2)}", draw)
+    caption = ("NLL while the flow found was trained. The weights kept are those with the lowest NLL on the validation rows; validation "
+               "rows that rise while training batches fall would mean that it learns rows by heart.")
+    return picture("training", f"NLL over {training['step'][-1]} training steps, down to {number(min(training['val_nll']), 2)}", draw,
+                   caption=caption)
 
 
 def draw_search_losses(history: dict) -> Picture | None:
@@ -315,10 +356,11 @@ def draw_search_losses(history: dict) -> Picture | None:
         ax = fig.subplots()
         for i, block in enumerate(blocks):
             ax.plot(block["step"], np.array(block["train_nll"], dtype=float), lw=1.5, color=theme.palette[i % 8], label=f"block {i + 1}")
-        _dress(ax, theme, "Training of the superflows", "step", "loss of theta, nats")
+        _dress(ax, theme, "Training of the superflows", "step", "mean NLL of all paths, nats a row")
         _legend(ax, theme)
 
-    return picture("search_losses", f"Loss of the superflow's theta in {len(blocks)} blocks", draw)
+    return picture("search_losses", f"Loss of the superflow's theta in {len(blocks)} blocks", draw,
+                   caption="NLL while the superflow was trained, in which all candidates learn together.")
 
 # %% ../nbs/11b_report.ipynb #1063fb0f
 def ks_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -352,7 +394,7 @@ def draw_marginals(columns: Sequence[str], samples: dict, most: int = 24) -> lis
         for ax in axes[len(group) :]:
             ax.set_visible(False)
         for ax, i in zip(axes, group):
-            bins = np.linspace(*_span(data[:, i]), 41)
+            bins = np.linspace(*_span(data[:, i]), min(40, max(8, math.isqrt(len(data)))) + 1)
             for rows, kind, color, label in (
                 (data, "stepfilled", theme.faint, "held-out rows"),
                 (flow, "step", theme.accent, "samples of the flow"),
@@ -365,44 +407,60 @@ def draw_marginals(columns: Sequence[str], samples: dict, most: int = 24) -> lis
 
     return [
         picture(f"marginals_{n + 1}", "Histograms of data and samples: " + ", ".join(columns[i] for i in group),
-                lambda fig, theme, group=group: draw(fig, theme, group), (4.4, 4.1 if len(group) > 2 else 2.4))
+                lambda fig, theme, group=group: draw(fig, theme, group), (4.4, 4.1 if len(group) > 2 else 2.4),
+                f"{'; '.join(columns[i] for i in group)}. Across: the value, in the data's units; upwards: share of the rows.")
         for n, group in enumerate(groups)
     ]
 
 # %% ../nbs/11b_report.ipynb #8372662a
-def pick_pair(data: np.ndarray) -> tuple[int, int]:
-    "The two columns whose ranks are most correlated."
-    ranks = data.argsort(0).argsort(0).astype(float)
-    correlation = np.abs(np.nan_to_num(np.corrcoef(ranks.T)))
+def _rank_correlation(rows: np.ndarray) -> np.ndarray:
+    "Of all columns with all others."
+    return np.corrcoef(rows.argsort(0).argsort(0).T.astype(float))
+
+
+def pick_pair(data: np.ndarray, flow: np.ndarray | None = None) -> tuple[int, int]:
+    "The two columns whose ranks are most correlated; with samples, the two whose correlation these miss by most."
+    correlation = np.abs(_rank_correlation(data) - (0.0 if flow is None else _rank_correlation(flow)))
     np.fill_diagonal(correlation, -1)
     i, j = np.unravel_index(correlation.argmax(), correlation.shape)
     return int(min(i, j)), int(max(i, j))
 
 
-def draw_pair(columns: Sequence[str], samples: dict, pair: Sequence[str] | None = None, most: int = 3000) -> Picture | None:
-    "Two columns against each other: the data beside as many samples, on the same axes."
+def draw_pairs(columns: Sequence[str], samples: dict, pair: Sequence[str] | None = None) -> list[Picture]:
+    "The pair asked for, or the most correlated one, and that whose correlation the samples miss by most; of three columns or more."
     data, flow = _finite(samples)
-    if len(columns) < 2 or len(data) < 3 or not len(flow):
-        return None
-    i, j = (list(columns).index(c) for c in pair) if pair else pick_pair(data)
+    if len(columns) < 2 or len(data) < 3 or len(flow) < 3:
+        return []
+    first = tuple(list(columns).index(c) for c in pair) if pair else pick_pair(data)
+    chosen = {first: "the pair asked for" if pair else "the two columns that go together most closely"}
+    chosen.setdefault(pick_pair(data, flow), "the two columns whose correlation the samples miss by most")
+    return [_draw_pair(columns, data, flow, ij, name, why) for name, (ij, why) in zip(("pair", "pair_missed"), chosen.items())]
+
+
+def _draw_pair(columns: Sequence[str], data: np.ndarray, flow: np.ndarray, pair: tuple[int, int], name: str, why: str,
+               most: int = 3000) -> Picture:
+    "Two columns against each other: the data beside as many samples, on the same axes."
+    i, j = pair
     n = min(most, len(data), len(flow))
     x, y = _span(data[:, i]), _span(data[:, j])
 
     def draw(fig: Figure, theme: Theme) -> None:
         axes = fig.subplots(1, 2, sharex=True, sharey=True)
         for ax, rows, title, color in zip(axes, (data, flow), ("held-out rows", "samples of the flow"), (theme.ink, theme.accent)):
-            ax.plot(rows[:n, i], rows[:n, j], ".", ms=2.2, alpha=0.45, color=color, mew=0, rasterized=True)
+            size, alpha = max(2.2, min(5.0, 40 / math.sqrt(n))), 0.45 if n > 500 else 0.8
+            ax.plot(rows[:n, i], rows[:n, j], ".", ms=size, alpha=alpha, color=color, mew=0, rasterized=True)
             ax.set(xlim=x, ylim=y)
             _dress(ax, theme, title, _wrap(columns[i], 28), _wrap(columns[j], 28) if ax is axes[0] else "")
 
-    return picture("pair", f"{columns[i]} against {columns[j]}: {n} held-out rows beside {n} samples", draw, (4.4, 2.5))
+    return picture(name, f"{columns[j]} against {columns[i]}: {n} held-out rows beside {n} samples", draw, (4.4, 2.5),
+                   f"{columns[i]} across, {columns[j]} upwards, in the data's units: {why}. A dot is a row.")
 
 # %% ../nbs/11b_report.ipynb #aa7e7ae7
 def _levels(summary: dict) -> Calibration | None:
-    "Levels of the noise of held-out rows, if there are two or more that are finite."
+    "Levels of the noise of held-out rows, if there are 20 or more that are finite: fewer tell next to nothing."
     noise = np.asarray(summary.get("noise", []), dtype=np.float64)
     noise = noise[np.isfinite(noise).all(1)] if noise.ndim == 2 else noise
-    return calibration(noise) if len(noise) > 1 else None
+    return calibration(noise) if len(noise) >= 20 else None
 
 
 def draw_calibration(found: Calibration) -> Picture:
@@ -420,34 +478,37 @@ def draw_calibration(found: Calibration) -> Picture:
         _dress(ax, theme, "", "level", "share of rows below it - level")
         _legend(fig, theme, loc="outside lower center", ncols=2)
 
-    return picture("calibration", f"Calibration: largest gap {found.distance[-1]:.3f} for the distance, band {reach:.3f}", draw)
+    caption = ("Across: a level, the share of rows that should lie below it; upwards: by how much the share that does is larger. A right "
+               "flow stays within the grey band in 95 of 100 test sets, each line for itself.")
+    return picture("calibration", f"Calibration: largest gap {found.distance[-1]:.3f} for the distance, band {reach:.3f}", draw,
+                   caption=caption)
 
 # %% ../nbs/11b_report.ipynb #27dc106a
 STYLE = """
-:root{color-scheme:light dark;--paper:#f4f5f7;--card:#fff;--ink:#20242c;--soft:#5c6470;--line:#dfe3e8;--accent:#0b62a8;--warn:#8a4b00;--warnbg:#fff4e2;--mark:#e8f1fa}
-@media screen and (prefers-color-scheme:dark){:root{--paper:#12151b;--card:#1b1f27;--ink:#e4e7ec;--soft:#a4adba;--line:#343b46;--accent:#6cb6ff;--warn:#ffc37a;--warnbg:#33270f;--mark:#203247}}
+:root{color-scheme:light dark;--paper:#f7f7fb;--card:#fff;--ink:#222832;--soft:#48566b;--line:#e3e3ee;--accent:#5443d6;--warn:#8a4b00;--warnbg:#fff4e2;--mark:#eeecfc}
+@media screen and (prefers-color-scheme:dark){:root{--paper:#13141b;--card:#1a1b24;--ink:#ced6dd;--soft:#a4adba;--line:#2e3040;--accent:#b1a7ff;--warn:#ffc37a;--warnbg:#33270f;--mark:#2a2846}}
 *{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,Helvetica,Arial,sans-serif;-webkit-text-size-adjust:100%}
+body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 "Inter",system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue","Noto Sans","Liberation Sans",Arial,sans-serif;-webkit-text-size-adjust:100%}
 main{max-width:1000px;margin:0 auto;padding:20px 16px 56px}
 h1{font-size:1.75rem;line-height:1.2;margin:.4rem 0 .3rem}h2{font-size:1.22rem;margin:0 0 .5rem}h3{font-size:1.02rem;margin:1.1rem 0 .3rem}
 p{margin:.4rem 0 .7rem;max-width:72ch}.soft,figcaption,dt,.tile span{color:var(--soft)}
 section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:18px 18px 14px;margin:16px 0}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:10px;margin:16px 0 0}
 .tile{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:10px 14px}
-.tile b{display:block;font-size:1.25rem;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}.tile span{font-size:.84rem}
+.tile{border-top:3px solid var(--accent)}.tile b{display:block;font-size:1.25rem;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}.tile span{font-size:.84rem}
 .chain{display:flex;flex-wrap:wrap;align-items:center;gap:8px;margin:12px 0;padding:0;list-style:none}
 .chain li{border:1px solid var(--line);border-radius:8px;padding:7px 12px;background:var(--card)}
 .chain li.layer{border-left:6px solid var(--c,var(--accent));background:var(--mark)}.chain li.end{border-style:dashed;color:var(--soft)}
 .chain li.to{border:0;padding:0;background:none;color:var(--soft)}.chain small{display:block;color:var(--soft)}
 .warn{background:var(--warnbg);color:var(--warn);border:1px solid currentColor;border-radius:10px;padding:10px 16px;margin:16px 0}
 .warn ul,.plain{margin:.2rem 0;padding-left:1.2rem}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.94rem;font-variant-numeric:tabular-nums}
+.scroll{overflow-x:auto}h1,p,li,figcaption,dt{overflow-wrap:anywhere}table{border-collapse:collapse;width:100%;font-size:.94rem;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:6px 10px;border-bottom:1px solid var(--line);vertical-align:top}td+td{white-space:nowrap}th{vertical-align:bottom}td:first-child{min-width:7.5rem}
 th{color:var(--soft);font-weight:600}.num{text-align:right}tr.mark td{background:var(--mark);font-weight:600}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:14px;align-items:start}
 figure{margin:8px 0;break-inside:avoid}img{width:100%;max-width:560px;height:auto;display:block;border-radius:6px}figcaption{font-size:.88rem;margin-top:4px}
 dl{display:grid;grid-template-columns:minmax(7rem,max-content) 1fr;gap:4px 16px;margin:.3rem 0}dd{margin:0;overflow-wrap:anywhere}
-pre{background:var(--paper);border:1px solid var(--line);border-radius:8px;padding:12px;overflow-x:auto;font-size:.88rem}
+pre{background:var(--paper);border:1px solid var(--line);border-radius:8px;padding:12px;overflow-x:auto;font:.85rem/1.5 "JetBrains Mono",ui-monospace,"SFMono-Regular",Menlo,Consolas,monospace}
 @media(max-width:480px){main{padding:10px 8px 32px}section{padding:14px 12px 10px}th,td{padding:6px 7px}h1{font-size:1.45rem}dl{grid-template-columns:1fr}dt{margin-top:6px}}
 @media print{body{background:#fff;font-size:10.5pt}main{max-width:none;padding:0}section,.tile,.warn{break-inside:avoid;border-color:#ccc}section.long{break-inside:auto}.grid{grid-template-columns:1fr 1fr}tr{break-inside:avoid}pre{white-space:pre-wrap}}
 """  # noqa: E501
@@ -476,19 +537,30 @@ def section(title: str, *parts: str, long: bool = False) -> str:
     return f'<section{" class=long" if long else ""}><h2>{escape(title)}</h2>{inside}</section>' if inside else ""
 
 
+def code_block(text: str) -> str:
+    "Code as it is to be pasted; wide lines scroll, with the keyboard too."
+    return f'<pre tabindex="0">{escape(text.rstrip())}</pre>'
+
+
 def bullets(sentences: Sequence[str]) -> str:
     "An HTML list of escaped sentences; nothing at all when there are none."
     return '<ul class="plain">' + "".join(f"<li>{escape(s)}</li>" for s in sentences) + "</ul>" if sentences else ""
 
 # %% ../nbs/11b_report.ipynb #04d12eea
+_ROWS = {"train": "training", "val": "validation"}
+
+
 def _headline(summary: dict) -> str:
     "Title, one sentence, the four numbers, and what the reader must be warned of."
     found, flow, data = summary["models"][0], summary["flow"], summary["data"]
     held_out = data.get("held_out", "test")
     n, names = data["rows"].get(held_out), flow["architecture"]
-    where = f"{n:,} {held_out} rows it never saw in training" if n else "held-out rows"
+    where = f"{n:,} {_ROWS.get(held_out, held_out)} rows it never saw in training" if n else "held-out rows"
+    given = f", given {', '.join(map(str, data['context_columns']))}" if data.get("context_columns") else ""
     lead = (
-        f"The flow found is <b>{escape(arrow(names))}</b>: {len(names)} layer{'s' * (len(names) != 1)}, data side first. "
+        "A normalizing flow is a function, learnt from rows, that says how likely any row is and draws new ones. "
+        + (f"The flow found is <b>{escape(arrow(names))}</b>: {len(names)} layer{'s' * (len(names) != 1)}, data side first. " if names else
+           "The flow found has <b>no layer</b>: it takes each standardised column by itself as a bell curve. ") +
         f"On {escape(where)} its negative log-likelihood is {with_error(found)} nats a row. "
     )
     judged = verdict(summary)
@@ -499,10 +571,11 @@ def _headline(summary: dict) -> str:
         (number(flow["cost"], 2), f"cost, {escape(summary['search'].get('direction') or 'density')} direction (RealNVP layer = 1)"),
         (number(found.get("fom1")), f"FOM 1 = NLL + {summary['search'].get('lam')} × cost"),
     ]
-    warnings = [sentence for good, sentence in judged if not good] + list(summary.get("warnings") or [])
+    few = [f"There are only {n} {_ROWS.get(held_out, held_out)} rows: every figure on this page is rough."] if n and n < 100 else []
+    warnings = few + [sentence for good, sentence in judged if not good] + list(summary.get("warnings") or [])
     boxes = "".join(f'<div class="tile"><b>{value}</b><span>{label}</span></div>' for value, label in tiles)
     return (
-        f'<p class="soft">autonf · {escape(data["name"])}</p><h1>A normalizing flow for {escape(data["name"])}</h1><p>{lead}</p>'
+        f'<p class="soft">autonf · {escape(data["name"])}</p><h1>A normalizing flow for {escape(data["name"] + given)}</h1><p>{lead}</p>'
         + f'<div class="tiles">{boxes}</div>'
         + (f'<div class="warn" role="note"><b>Mind this</b>{bullets(warnings)}</div>' if warnings else "")
     )
@@ -527,9 +600,10 @@ def _the_flow(summary: dict, names: Sequence[str]) -> str:
     flow, search = summary["flow"], summary["search"]
     told = [f"{n}: {CANDIDATES[n].summary}" for n in dict.fromkeys(flow["architecture"]) if n in CANDIDATES]
     costs = flow.get("costs") or {}
-    parameters = f"{flow['n_parameters']:,}" if flow.get("n_parameters") else None
+    parameters = f"{flow['n_parameters']:,} numbers learnt" if flow.get("n_parameters") else None
     both = "; ".join(f"{direction} direction {number(c, 2)}" for direction, c in costs.items() if c is not None)
-    note = "The density direction turns data into noise, which log_prob needs; the sampling direction turns noise into data."
+    note = ("The density direction turns data into noise, which log_prob needs; the sampling direction turns noise into data. D is the "
+            "number of columns.")
     return section(
         "The flow found",
         _chain(summary, names),
@@ -541,7 +615,28 @@ def _the_flow(summary: dict, names: Sequence[str]) -> str:
 
 def _cost_model(search: dict) -> str | None:
     cost = search.get("cost")
-    return "your own: " + ", ".join(f"{k} {v:g}" for k, v in cost.items()) if isinstance(cost, dict) else cost
+    words = {"flops": "operations for a row, counted", "params": "numbers stored", "latency": "time on the machine of the search, measured",
+             "paper": "as printed in the paper's Table 1"}
+    if isinstance(cost, dict):
+        return "your own: " + ", ".join(f"{k} {v:g}" for k, v in cost.items())
+    return f"{cost}: {words[cost]}" if cost in words else cost
+
+# %% ../nbs/11b_report.ipynb #51192445
+def _words(summary: dict) -> str:
+    "What the page's words mean."
+    lam = summary["search"].get("lam")
+    return section("The words on this page", facts([
+        ("NLL", "Negative log-likelihood: how much the rows surprise a model, as a mean in nats a row. Lower is better, below zero is "
+                "nothing special. One nat less means 2.7 times the density for each row, in the geometric mean."),
+        ("±", "Two standard errors: with other rows of the same kind the figure would be within this distance in 95 of 100 cases."),
+        ("Standardised", "Each column shifted and scaled to mean 0 and standard deviation 1, so that its units do not matter. In the "
+                         "data's units the NLL differs by one number, the same for every model."),
+        ("Layer, candidate", "A flow is a chain of layers, each of which bends the data a little more towards a bell curve. The candidates "
+                             "are the kinds of layer that the search may choose from; their short names are those of the papers."),
+        ("Cost", "What the flow computes for one row, counted by the cost model; a layer of the kind RealNVP costs 1."),
+        ("λ, FOM 1", f"λ{'' if lam is None else f' = {lam:g}'} is what a unit of cost must earn, in nats a row. The search makes the "
+                     "figure of merit FOM 1 = NLL + λ × cost small: lower is better."),
+        ("Rows", "Training rows teach the flow, validation rows choose between flows, test rows only judge: they are held out.")]))
 
 # %% ../nbs/11b_report.ipynb #98c95636
 def _how_good(summary: dict, drawn: Picture) -> str:
@@ -558,8 +653,13 @@ def _how_good(summary: dict, drawn: Picture) -> str:
         f"Nats a row, lower is better, measured on the same {escape(data.get('held_out', 'test'))} rows for every model. The error is two "
         "standard errors of the mean; as the rows are the same, differences between models are known better than these errors suggest."
     )
+    if any(m.get("kind") == "variant" for m in summary["models"]):
+        text += (" The flow found has been trained on after the search; beside the stacks, which have not, it is fair to set the row "
+                 "“AutoNF from scratch”.")
     if data.get("log_abs_det") is not None:
-        text += f" In the data's units every NLL is {number(-data['log_abs_det'])} higher: minus the log-determinant of the scaling."
+        shift = -data["log_abs_det"]
+        text += (f" In the data's units every NLL is {number(abs(shift))} {'higher' if shift >= 0 else 'lower'}: minus the mean "
+                 "log-determinant of the scaling.")
     return section("How good it is", f"<p>{text}</p>", table(heads, rows, mark=0), bullets(details), drawn.to_html())
 
 # %% ../nbs/11b_report.ipynb #71d19e97
@@ -634,8 +734,11 @@ def _other_choice(flows: Sequence[dict], lam: float, direction: str) -> str:
 def _front(summary: dict) -> str:
     "Which flow at which price: the Pareto front of the flows that were trained in full, and what the other direction would change."
     prices = (summary["flow"].get("prices") or {})
-    flows = [p | {"other_cost": sum(prices[n] for n in p["architecture"])} if prices else p
-             for p in tried_groups(summary.get("history") or {})[0][1]]
+    history = summary.get("history") or {}
+    flows = list(tried_groups(history)[0][1])
+    if flows and "NULL" in (summary["search"].get("candidates") or []):  # then a flow without layers may be found too
+        flows += [p for p in history["prefixes"] if not p["architecture"]][:1]
+    flows = [p | {"other_cost": sum(prices[n] for n in p["architecture"])} if prices else p for p in flows]
     listed = front_table(flows, found=summary["flow"]["architecture"])
     if not listed:
         return ""
@@ -643,7 +746,8 @@ def _front(summary: dict) -> str:
             "lies a rate of exchange: who values a unit of cost at less than it buys goes on to the next. autonf pareto searches the whole "
             "front.")
     changed = _other_choice(flows, summary["search"].get("lam") or 0.0, summary["search"].get("direction") or "density")
-    return f"<h3>Which flow at which price</h3><p>{escape(text)}</p>" + listed + (f"<p>{escape(changed)}</p>" if changed else "")
+    last = f"<p>{escape(changed)}</p>" if changed else ""
+    return f"<h3>The Pareto front: which flow at which price</h3><p>{escape(text)}</p>{listed}{last}"
 
 
 def _why(summary: dict, blocks: list[str], tradeoff: Picture | None) -> str:
@@ -655,12 +759,14 @@ def _why(summary: dict, blocks: list[str], tradeoff: Picture | None) -> str:
     )
     if blocks:
         text += (" In a block of layers all paths of candidates are trained together, as one superflow that shares their layers; the "
-                 "curves show how the weights chose among them, and the tables price the best paths with the shared layers on the "
-                 "validation rows. Shared prices rank paths; most are higher than what a path reaches when it is trained on its own.")
+                 "curves show how the weights chose among them, and the tables price the best paths (one candidate a layer) with the "
+                 "shared layers on the validation rows. Shared prices rank paths; most are higher than what a path reaches when it is "
+                 "trained on its own.")
     else:
         text += f" It went by the strategy {summary['search'].get('strategy')} (chapter Search against the truth)."
     if blocks and len(tried_groups(summary.get("history") or {})) > 1:
-        text += " What the blocks proposed was then trained on its own, many flows briefly and the best of them in full."
+        text += (" What the blocks proposed, and longer flows that repeat its first layer, was then trained on its own, many flows briefly "
+                 "and the best of them in full: that race decides, so the flow found need not be what the weights chose.")
     left, right = tradeoff.to_html() if tradeoff else "", _tried(summary)
     both = (f'<div class="grid"><div>{left}</div><div>{right}</div></div>' if left or right else "") + _front(summary)
     listed = f'<div class="grid">{"".join(blocks)}</div>' if blocks else ""
@@ -670,23 +776,26 @@ def _why(summary: dict, blocks: list[str], tradeoff: Picture | None) -> str:
 def _how_trained(history: dict, pictures: Sequence[Picture]) -> str:
     "Losses, and what became of the weights that came out of the search."
     figures = history.get("figures") or {}
-    said = [("as the superflow left it", figures.get("inherited")), ("trained on from there", figures.get("fine_tuned")),
-            ("trained from scratch", figures.get("retrained"))]
-    rows = [[label, number(value)] for label, value in said if value is not None]
-    listing = table(["the flow found, on the validation rows", "NLL"], rows) if rows else ""
+    said = [("as the superflow left it", figures.get("inherited")), ("trained from scratch", figures.get("retrained")),
+            ("trained on from there", figures.get("fine_tuned"))]
+    known = [(label, value) for label, value in said if value is not None]
+    kept = min((i for i, (label, _) in enumerate(known) if "trained" in label), key=lambda i: known[i][1], default=None)
+    rows = [[label, number(value)] for label, value in known]
+    listing = table(["the flow found, on the validation rows", "NLL"], rows, kept) if rows else ""
     shown = f'<div class="grid">{"".join(p.to_html() for p in pictures)}</div>' if pictures else ""
     return section("How it was trained", shown, listing)
 
 
-def _samples(marginals: list[Picture], pair: Picture | None) -> str:
+def _samples(marginals: list[Picture], pairs: list[Picture], chance: float) -> str:
     "Does what the flow draws look like the data?"
     if not marginals:
         return ""
     text = (
         "Held-out rows (grey) and samples of the flow (coloured), in the data's units. KS is the largest gap between the two cumulative "
-        "shares, 0 at best; the columns that differ most come first."
+        f"shares, 0 at best; with so many rows a right flow stays below {number(chance)} in 95 of 100 cases. The columns that differ most "
+        "come first."
     )
-    grid = '<div class="grid">' + "".join(p.to_html() for p in ([pair] if pair else []) + marginals) + "</div>"
+    grid = '<div class="grid">' + "".join(p.to_html() for p in [*pairs, *marginals]) + "</div>"
     return section("What it draws", f"<p>{text}</p>", grid, long=True)
 
 # %% ../nbs/11b_report.ipynb #b91fd6c7
@@ -694,18 +803,34 @@ def _calibration(found: Calibration | None, drawn: Picture | None) -> str:
     "Is the flow as sure as it may be?"
     if found is None:
         return ""
-    gap, p = float(found.distance[-1]), float(found.p_value[-1])
-    far = float(found.levels[:, -1].mean()) - 0.5
-    off, side = f"its distance from zero is off by {number(gap)} at most", "out" if far > 0 else "in"
-    if p >= 0.05:
-        said = f"{off}, which is what chance does to a right flow (p = {p:.2f})."
+    n, far = len(found.levels), found.levels[:, -1]
+    half, most, all_but = (f"{100 * (far <= share).mean():.3g}" for share in (0.5, 0.9, 0.99))
+    text = ("A right flow turns rows into noise that is standard normal, so that the region which it says holds 90 of 100 rows does hold "
+            f"90. Of each 100 of the {n:,} held-out rows looked at, {half} lie in the region of 50, {most} in that of 90, {all_but} in "
+            "that of 99.")
+    return section("Calibration: how sure it may be", f"<p>{text}</p>", bullets(_judged(found)), drawn.to_html())
+
+
+def _judged(found: Calibration) -> list[str]:
+    "What the levels of the noise say, and whether chance explains it."
+    n, far = len(found.levels), found.levels[:, -1]
+    off = f"Over all, the distance of the noise from zero is off by {found.distance[-1]:.3f}"
+    mean = (far.mean() - 0.5) * math.sqrt(12 * n)  # in standard errors of the mean of n uniform levels
+    if found.p_value[-1] >= 0.05:
+        said = [f"{off} at most, which is what chance does to a right flow."]
+    elif abs(mean) <= 2:
+        said = [f"{off} at most, more than chance explains, though in the mean rows lie as far out as the flow says."]
     else:
-        said = (f"{off}, more than chance explains: held-out rows lie further {side} than the flow says in the mean, so it is "
-                f"{'too sure' if far > 0 else 'not sure enough'} of itself.")
-    smallest, largest = (number(float(of(found.distance[:-1]))) for of in (min, max))
-    text = (f"The flow turns {len(found.levels):,} held-out rows into noise, which should be standard normal. Over all, {said} "
-            f"The features of the noise are off by {smallest} to {largest}.")
-    return section("How sure it may be", f"<p>{text}</p>", f'<div class="grid">{drawn.to_html()}</div>')
+        said = [f"{off} at most, more than chance explains: in the mean held-out rows lie further {'out' if mean > 0 else 'in'} than the "
+                f"flow says, so it is {'too sure' if mean > 0 else 'not sure enough'} of itself."]
+    beyond = int((far > 0.99).sum())
+    if stats.binom.sf(beyond - 1, n, 0.01) < 0.025:
+        said.append(f"{beyond} rows lie outside the region of 99, where {0.01 * n:.3g} are to be expected: very rare rows are commoner "
+                    "than the flow says.")
+    features = found.p_value[:-1]
+    bad, largest = int((features < 0.05 / len(features)).sum()), float(found.distance[:-1].max())
+    single = f"{bad or 'None'} of the {len(features)} features of the noise, each for itself, {'is' if bad < 2 else 'are'} off by "
+    return [*said, single + f"more than chance explains; the largest gap is {largest:.3f}."]
 
 # %% ../nbs/11b_report.ipynb #75db3864
 def _data_and_search(summary: dict) -> str:
@@ -713,46 +838,49 @@ def _data_and_search(summary: dict) -> str:
     data, search = summary["data"], summary["search"]
     rows = data["rows"]
     held = data.get("held_out", "test")
-    counted = [f"{n:,} {part}{' (held out)' if part == held else ''}" for part, n in rows.items() if n is not None]
+    counted = [f"{n:,} {_ROWS.get(part, part)}{' (held out)' if part == held else ''}" for part, n in rows.items() if n is not None]
     columns = list(data["columns"])
     went_in = facts([
         ("Data", data["name"]), ("What it is", data.get("note")), ("Source", data.get("source")), ("Licence", data.get("licence")),
         ("Columns", f"{len(columns)}: {', '.join(map(str, columns))}"), ("Context", ", ".join(data.get("context_columns") or [])),
-        ("Rows", ", ".join(counted)), ("Split", data.get("split"))])
+        ("Rows", ", ".join(counted)), ("Split", data.get("split")), ("Checksum", data.get("checksum"))])
     known = ("lam", "direction", "cost", "candidates", "n_layers", "block_size", "strategy", "hidden_features", "batch_size", "steps",
              "max_seconds", "seed", "device")
-    shown = [(k, _option(search[k])) for k in known if search.get(k) is not None]
-    shown += [(k, _option(v)) for k, v in search.items() if k not in known and v is not None]
-    return section("What went in", went_in, "<h3>Options of the search</h3>", facts(shown))
+    order = [k for k in known if k in search] + [k for k in search if k not in known and k != "verbose"]
+    return section("What went in", went_in, "<h3>Options of the search</h3>", facts([(k, _option(k, search[k])) for k in order]))
 
 
-def _option(value: object) -> str:
+def _option(name: str, value: object) -> str:
+    if value is None:
+        return {"steps": f"none: {Settings.steps}", "block_size": "none: blocks of two"}.get(name, "none")
     if isinstance(value, dict):
-        return ", ".join(f"{k}: {v}" for k, v in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        return ", ".join(f"{k}: {_option('', v)}" for k, v in value.items())
+    return ", ".join(_option("", v) for v in value) if isinstance(value, (list, tuple)) else str(value)
 
 # %% ../nbs/11b_report.ipynb #098673c0
 def usage_code(summary: dict, folder: str) -> str:
-    "Python that loads and uses the flow in `folder`."
-    usage, columns = summary.get("usage") or {}, list(summary["data"]["columns"])
-    context = ", context" if usage.get("n_context") else ""
-    shown = ", ".join(map(str, columns[:4])) + (", ..." if len(columns) > 4 else "")
-    return (
-        "from autonf_nb import AutoNF\n\n"
-        f"est = AutoNF.load({usage.get('folder') or folder!r})\n"
-        f"est.log_prob(X{context})     # nats a row, in the data's units\n"
-        f"est.sample(1000{context})    # 1000 rows in the data's units\n"
-        "est.flow_               # the flow itself, a torch module on standardised columns\n"
-        f"# X: {len(columns)} columns, {shown}\n"
-    )
+    "Python that loads the flow in `folder` and uses it; with a row of context where it needs one."
+    usage = summary.get("usage") or {}
+    row = usage.get("context")
+    lines = ["from autonf_nb import AutoNF", "", f"est = AutoNF.load({str(usage.get('folder') or folder)!r})",
+             f"X = est.sample(1000{f', context={row}' if row else ''})", f"est.log_prob(X{f', context=[{row}] * 1000' if row else ''})"]
+    return "\n".join(lines) + "\n"
 
 
 def _use(summary: dict, folder: str) -> str:
     "Code, commands, and where every number can be found again."
     commands = (summary.get("usage") or {}).get("commands") or []
-    shell = f"<pre>{escape(chr(10).join(commands))}</pre>" if commands else ""
+    shell = f"<h3>On the command line</h3>{code_block(chr(10).join(commands))}" if commands else ""
+    columns, given = list(summary["data"]["columns"]), list(summary["data"].get("context_columns") or [])
+    count = "the column" if len(columns) == 1 else f"the {len(columns)} columns"
+    text = ("Load, draw 1,000 new rows, ask how likely each is: log_prob gives the logarithm of its density, in nats, in the data's units. "
+            f"For X put your own rows, an array or a data frame with {count} {', '.join(map(str, columns))}, in this order")
+    if given:
+        text += f"; the context is {', '.join(map(str, given))}, here that of a test row"
+    text += ". If the folder is moved, name its new place. est.flow_ is the flow itself, a torch module on standardised columns."
     files = "Every number on this page is in metrics.json, the curves of the search in history.json, the pictures in figures/."
-    return section("Load and use it", f"<pre>{escape(usage_code(summary, folder))}</pre>", shell, f'<p class="soft">{files}</p>')
+    code = code_block(usage_code(summary, folder))
+    return section("Load and use it", code, f"<p>{escape(text)}</p>", shell, f'<p class="soft">{files}</p>')
 
 
 def _reproduce(summary: dict) -> str:
@@ -763,7 +891,9 @@ def _reproduce(summary: dict) -> str:
     taken = [(stage, duration(s)) for stage, s in seconds.items() if s is not None]
     return section(
         "To get it again",
-        f"<pre>{escape(summary['command'])}</pre>" if summary.get("command") else "",
+        code_block(summary["command"]) if summary.get("command") else "",
+        "<p>With the same versions on the same kind of machine this gives the same figures to the last digit, unless time was among the "
+        "options (max_seconds, or the cost model latency).</p>" if summary.get("command") else "",
         facts([("Seed", seed), ("Versions", versions), ("Machine", summary.get("machine")), ("Date", summary.get("date"))]),
         "<h3>Time taken</h3>" + facts(taken) if taken else "",
     )
@@ -798,13 +928,6 @@ def metrics_of(summary: dict) -> dict:
         "val_nll": history.get("figures"), "marginal_ks": marginals, "calibration": calibrated, "seconds": summary.get("seconds"),
         "warnings": summary.get("warnings") or [], "notes": summary.get("notes") or []})
 
-
-def _write(path: Path, content: str | bytes) -> None:
-    "The file appears whole or not at all."
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(part, path)
-
 # %% ../nbs/11b_report.ipynb #94583f14
 def document(title: str, body: str) -> str:
     "One HTML file that asks for nothing outside itself."
@@ -828,15 +951,17 @@ def page(summary: dict, folder: str = "flow_dir") -> tuple[str, list[Picture]]:
     samples = summary.get("samples")
     enough = bool(samples) and all(len(rows) > 2 for rows in _finite(samples))
     marginals = draw_marginals(columns, samples) if enough else []
-    pair = draw_pair(columns, samples, summary.get("pair")) if enough else None
+    pairs = draw_pairs(columns, samples, summary.get("pair")) if enough else []
+    # the 95 % point (Smirnov 1948)
+    chance = min(1.0, 1.36 * math.sqrt(sum(1 / len(rows) for rows in _finite(samples)))) if enough else math.nan
     found = _levels(summary)
     calibrated = draw_calibration(found) if found else None
     body = "".join([
-        _headline(summary), _the_flow(summary, names), _how_good(summary, models), _why(summary, told, tradeoff),
-        _how_trained(history, losses), _samples(marginals, pair),
+        _headline(summary), _the_flow(summary, names), _words(summary), _how_good(summary, models), _why(summary, told, tradeoff),
+        _how_trained(history, losses), _samples(marginals, pairs, chance),
         _calibration(found, calibrated), section("Notes", bullets(summary.get("notes") or [])),
         _use(summary, folder), _data_and_search(summary), _reproduce(summary)])
-    drawn = [models, tradeoff, *weights, *losses, *marginals, pair, calibrated]
+    drawn = [models, tradeoff, *weights, *losses, *pairs, *marginals, calibrated]
     return document(f"A flow for {summary['data']['name']}", body), [p for p in drawn if p]
 
 # %% ../nbs/11b_report.ipynb #2365f5d9
@@ -844,26 +969,26 @@ def write_report(out: Path | str, summary: dict) -> Path:
     """Write `report.html`, `metrics.json`, `history.json` and `figures/*.png` into the folder `out` (made if missing).
 
     Returns the path of report.html, which needs no other file. `summary` is a dict; all but `samples` and `noise` is JSON-able:
-    data: name, columns, rows {train, val, test}, held_out, log_abs_det (log|dz/dx| of the standardiser), note, source, licence, split,
+    data: name, columns, rows {train, val, test}, held_out, log_abs_det (mean log|dz/dx| of the scaling), note, source, licence, split,
     context_columns. search: the options (lam, direction, cost, candidates, ...). flow: architecture (data side first), cost, layer_costs,
     n_parameters, costs {density, sampling}, prices {candidate: cost in the other direction}.
     models: the flow found first, then variants, references and stacks, each with name,
     kind ("found" | "variant" | "reference" | "stack"), nll and nll_2se (nats a row, standardised), nll_data_units, layers, cost, fom1,
     detail. history: `SearchResult.history`. samples: data and flow, (n, D) arrays in data units. pair: two column names.
-    noise: (n, D), what the density direction makes of held-out rows.
-    warnings, notes: sentences. seconds: stage -> seconds. usage: folder, n_context, commands. command, date, seed, versions, machine.
+    noise: (n, D), what the density direction makes of held-out rows. data.checksum: of the table.
+    models may hold gap_2se: two standard errors of the difference to the flow found over the same rows.
+    warnings, notes: sentences. seconds: stage -> seconds. usage: folder, context (a row of it), commands.
+    command, date, seed, versions, machine.
     Needed: data.name, data.columns, data.rows, search, flow.architecture, flow.cost, models; what else is missing is left out of the page.
     Raises ValueError for a missing key, OSError where the folder cannot be written.
     """
     out = Path(out)
     html, pictures = page(summary, folder=out.name or "flow_dir")
     metrics = metrics_of(_checked(summary))
-    (out / "figures").mkdir(parents=True, exist_ok=True)
-    for p in pictures:
-        _write(out / "figures" / f"{p.name}.png", p.light)
-    _write(out / "history.json", json.dumps(_plain(summary.get("history") or {})) + "\n")
-    _write(out / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
-    _write(out / "report.html", html)
+    files = {"history.json": json.dumps(_plain(summary.get("history") or {})) + "\n",
+             "metrics.json": json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", "report.html": html}
+    write_files(out / "figures", {f"{p.name}.png": p.light for p in pictures})
+    write_files(out, {name: text.encode() for name, text in files.items()})
     return out / "report.html"
 
 # %% ../nbs/11b_report.ipynb #55a1d1e4
@@ -884,7 +1009,8 @@ def draw_front(flows: Sequence[dict], tried: Sequence[dict]) -> Picture:
         _legend(ax, theme)
 
     alt = "; ".join(f"{brief(p['architecture'])}: cost {number(p['cost'], 2)}, NLL {number(p['val_nll'], 2)}" for p in flows)
-    return picture("front", f"The Pareto front: {alt}", draw, (5.6, 3.6))
+    return picture("front", f"The Pareto front: {alt}", draw, (5.6, 3.6),
+                   "NLL on the validation rows against cost. No flow that was trained lies below the line and to the left of it.")
 
 
 def _front_rows(flows: Sequence[dict]) -> str:
@@ -904,15 +1030,16 @@ def write_front(out: Path | str, summary: dict) -> Path:
     text = (f"{len(flows)} flows, of which none beats another in both NLL and cost on the validation rows: the choice between them is a "
             "matter of what a nat is worth to you. The last column says for which λ each of them has the lowest NLL + λ × cost.")
     first = next((p["folder"] for p in flows if p["architecture"]), flows[0]["folder"])
-    code = f"from autonf_nb import AutoNF\n\nest = AutoNF.load({f'{out.name}/{first}'!r})   # or another folder of the table"
+    code = usage_code(summary | {"usage": (summary.get("usage") or {}) | {"folder": out.absolute()/first}}, first)
     body = (f'<p class="soft">autonf · {escape(data["name"])}</p><h1>What a flow for {escape(data["name"])} costs</h1><p>{escape(text)}</p>'
-            + section("The front", drawn.to_html(), _front_rows(flows))
+            + _words(summary) + section("The front", drawn.to_html(), _front_rows(flows))
             + section("What each step buys", f"<p>On the validation rows, by which the flows were chosen.</p>{front_table(flows)}")
-            + section("Load and use one", f"<pre>{escape(code)}</pre>") + _data_and_search(summary) + _reproduce(summary))
+            + section("Load and use one", code_block(code), "<p>Or name another folder of the table.</p>")
+             + _data_and_search(summary) + _reproduce(summary))
     meta = {k: summary.get(k) for k in ("command", "seed", "versions", "machine", "date")} | {"data": data, "search": summary["search"]}
     stored = {"meta": meta, "rows": flows, "tried": summary["tried"], "seconds": summary["seconds"]}
-    (out/"figures").mkdir(parents=True, exist_ok=True)
-    _write(out/"figures"/"front.png", drawn.light)
-    _write(out/"front.json", json.dumps(_plain(stored), indent=1, ensure_ascii=False) + "\n")
-    _write(out/"report.html", document(f"The Pareto front of {data['name']}", body))
+    files = {"front.json": json.dumps(_plain(stored), indent=1, ensure_ascii=False) + "\n",
+             "report.html": document(f"The Pareto front of {data['name']}", body)}
+    write_files(out/"figures", {"front.png": drawn.light})
+    write_files(out, {name: text.encode() for name, text in files.items()})
     return out/"report.html"

@@ -320,7 +320,7 @@ COMMANDS = {
     "text column": ("search {d}/text.csv", r"column 'b' holds text, 'red' on line 6"),
     "missing value": ("search {d}/missing.csv", r"column 'b' has a missing value .*line 6"),
     "one row": ("search {d}/one_row.csv", r"1 row"),
-    "constant column": ("search {d}/constant.csv", r"column 'b' is constant"),
+    "constant column": ("search {d}/constant.csv", r"constant.csv: column 'b' is constant"),
     "not text": ("search {d}/noise.csv", r"noise.csv"),
     "unknown format": ("search {d}/table.xlsx", r"'.xlsx'"),
     "a folder": ("search {d}/folder.csv", r"is a folder"),

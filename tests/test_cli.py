@@ -2,6 +2,7 @@
 import inspect
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -62,6 +63,26 @@ print(said.getvalue())
     assert all(word in done.stdout for word in ("search", "evaluate", "sample", "--n_layers", "--lam", "gas_turbine"))
 
 
+def test_command_again_is_the_command(tmp_path, monkeypatch):
+    "What a report tells to run is parsed into the options of the search it tells of."
+    monkeypatch.chdir(tmp_path)
+    given = ["search", "my data.csv", "--out", "my out", "--lam", "0.5", "--candidates", "MAF,RQ-C,NULL", "--cost", "MAF=1,RQ-C=2,NULL=0",
+             "--bounds", "a b=-1:", "--bounds", "c=0.1:2", "--context", "d,e f", "--dequantize", "--max_seconds", "9", "--compare"]
+    job = cli.open_job(cli.parse(given), given)
+    assert job.command == "autonf " + shlex.join(given)
+    words = shlex.split(cli.command_again(job))
+    other = cli.open_job(cli.parse(words[1:]), words[1:])
+    assert other.options == job.options and other.data == job.data == str(tmp_path/"my data.csv") and other.out.name == "my out_again"
+
+
+def test_an_error_of_the_system_names_the_file_and_what_to_do():
+    try:
+        open("/proc/version/none")
+    except OSError as error:
+        said = cli._sentence(error)
+    assert said == "/proc/version/none cannot be used (Not a directory): check its permissions, make room, or name another with --out"
+
+
 def test_options_are_the_estimator_s_arguments():
     parameters = inspect.signature(AutoNF).parameters
     expected = {name: p.default for name, p in parameters.items() if name not in ("bounds", "verbose")}
@@ -113,7 +134,7 @@ def test_an_error_is_one_sentence_and_exit_2(run, data, tmp_path):
 
 
 def test_interrupt_says_how_to_go_on(root, data, tmp_path):
-    out = tmp_path/"out"
+    out = tmp_path/"my out"
     process = subprocess.Popen([sys.executable, "-m", "autonf_nb.cli", "search", str(data/"moons.csv"), "--out", str(out), "--quiet",
                                 "--batch_size", "64"], cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"},
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -124,7 +145,7 @@ def test_interrupt_says_how_to_go_on(root, data, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and f"autonf search --resume --out {out}" in err and "Traceback" not in err
+    assert process.returncode == 130 and f"autonf search --resume --out '{out}'" in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize("ext", [".parquet", ".npy", ".npz"])
@@ -145,6 +166,8 @@ def test_compare_trains_stacks(data, tmp_path, capsys, monkeypatch):
     assert cli.main(argv) == 0
     models = json.loads((tmp_path/"out"/"metrics.json").read_text())["models"]
     stacks = {m["name"]: m for m in models if m["kind"] == "stack"}
+    mine = next(m for m in models if m["kind"] == "variant")      # the architecture found, trained as the stacks
+    assert mine["cost"] == pytest.approx(models[0]["cost"]) and mine["layers"] == models[0]["layers"]
     assert set(stacks) == {"MAF x 1", "MAF x 2", "RQ-C x 1", "RQ-C x 2"}
     assert stacks["MAF x 2"]["cost"] == pytest.approx(2*stacks["MAF x 1"]["cost"]) and stacks["MAF x 2"]["layers"] == 2
     assert "MAF x 2" in capsys.readouterr().out and not (tmp_path/"out"/"checkpoint").exists()

@@ -353,13 +353,21 @@ def test_report_opens_from_disk(context, tmp_path, scheme):
     models = [{"name": "AutoNF", "kind": "found", "nll": result.nll_val, "nll_2se": 0.1, "cost": result.cost},
               {"name": "Gaussian", "kind": "reference", "nll": result.nll_val + 1, "nll_2se": 0.1}]
     report = write_report(tmp_path / "out", {
-        "data": {"name": "made up", "columns": ["a", "b"], "rows": {"train": 200, "val": 50}, "held_out": "val", "log_abs_det": 0.5},
+        "data": {"name": "made_up_" * 10, "columns": ["<b>a</b>", "b" * 80], "rows": {"train": 200, "val": 50}, "held_out": "val",
+                 "log_abs_det": 0.5, "checksum": "sha256 " + "f" * 64},
         "search": options, "flow": {"architecture": list(result.architecture), "cost": result.cost}, "models": models,
-        "history": result.history, "seconds": result.seconds, "notes": result.notes})
+        "history": result.history, "seconds": result.seconds, "notes": result.notes, "warnings": ["only a test"],
+        "samples": {"data": x[200:].numpy(), "flow": x[:50].numpy()}, "noise": x[200:].numpy(),
+        "command": f"autonf search /a/{'long/' * 20}path.csv", "usage": {"folder": "/a/" + "long/" * 20, "commands": ["autonf " * 30]}})
     pages = Watched(context, report.as_uri())
     page = pages.open(report.as_uri(), color_scheme=scheme, offline=True, bypass_csp=True)  # for axe: the report itself allows no script
     assert page.locator("h1").count() == 1 and not page.eval_on_selector_all("img", BARE)
+    for part in ("weights_block_1", "tradeoff", "marginals_1", "pair", "calibration"):
+        assert (report.parent / "figures" / f"{part}.png").exists()
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(19, 20, 27)"
+    assert dark == (scheme == "dark") and page.evaluate("[...document.images].every(i => i.currentSrc.startsWith('data:'))")
     assert not violations(page)
     page.set_viewport_size(PHONE)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], "a phone scrolls sideways"
+    assert not violations(page)
     pages.close()
