@@ -69,10 +69,7 @@ def _renderer():
 
         def _repr_markdown_(self):
             head, code, tail = re.split(r"(```python\n.*?\n```)", super()._repr_markdown_(), maxsplit=1, flags=re.S)
-            try:
-                tbl = str(Table(self.sym))
-            except Exception:
-                tbl = ""
+            tbl = str(Table(self.sym))
             if tbl:  # the table carries the comments, so take them out of the signature
                 code, tail = re.sub(r"[ \t]*#(?!\s*noqa).*$", "", code, flags=re.M), f"{tail}\n\n{tbl}"
             return head + plain(code) + tail.replace("*Call self as a function.*", "")  # what Python says where nobody said anything
@@ -91,16 +88,31 @@ def runs_for_docs(cell):
     return (exported or plain or "show_doc(" in cell.source) and nbdev_runs(cell)
 
 
+def modules():
+    "The module that a notebook is exported to, by the notebook's file name"
+    root, found = HERE.parent, {}
+    for path in sorted((root / "autonf_nb").rglob("*.py")):
+        if made_from := re.search(r"File to edit: \S*?(\w+\.ipynb)", path.read_text()):
+            found[made_from[1]] = path.relative_to(root)
+    return found
+
+
+def lines_of(module):
+    "Where each function, class and method of a module begins, by name"
+    lines = {}
+    for node in ast.parse((HERE.parent / module).read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            lines[node.name] = node.lineno
+            lines |= {f"{node.name}.{child.name}": child.lineno for child in node.body if isinstance(child, ast.FunctionDef)}
+    return lines
+
+
 def index_all(symbols):
     "Complete nbdev's index of symbols: it passes over each notebook whose name holds `auto`, so its names get neither source nor links"
-    for module, known in symbols.items():
-        path = Path(*module.split(".")).with_suffix(".py")
-        if not known and path.exists():
-            made_from = re.search(r"File to edit: (\S+\.ipynb)", path.read_text())
-            page = page_name(Path(made_from[1]).stem) if made_from else ""
-            for node in ast.parse(path.read_text()).body if made_from else ():
-                if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                    known[f"{module}.{node.name}"] = (f"{page}.html#{node.name.lower()}", path.as_posix())
+    for file, module in modules().items():
+        name, page = ".".join(module.with_suffix("").parts), page_name(Path(file).stem)
+        if not symbols[name]:
+            symbols[name] |= {f"{name}.{f}": (f"{page}.html#{f.lower()}", module.as_posix()) for f in lines_of(module) if "." not in f}
 
 
 def process():
@@ -118,6 +130,27 @@ def process():
 
 
 # --- 2. Quarto markdown -> MyST ------------------------------------------------------------------
+def entries(nb, module, blob):
+    """The entries of `show_doc` in the order of the code, each with its own source.
+
+    nbdev puts those of one cell in the reverse order, and looks the source up by the bare name, which two modules may share."""
+    lines, run = lines_of(module) if module else {}, []
+
+    def shown(cell):
+        md = [out["data"]["text/markdown"] for out in cell.get("outputs", []) if "text/markdown" in out.get("data", {})]
+        return SHOWDOC.match("".join(md[0])) if len(md) == 1 and "show_doc" in cell.source else None
+
+    for place, cell in enumerate([*nb.cells, None]):
+        if cell is not None and (m := shown(cell)) and m["name"] in lines:
+            url, md = f"{blob}{module.as_posix()}#L{lines[m['name']]}", "".join(cell.outputs[0]["data"]["text/markdown"])
+            cell.outputs[0]["data"]["text/markdown"] = md.replace(m["url"], url, 1) if m["url"] else md
+            run.append((lines[m["name"]], cell))
+        elif run:
+            nb.cells[place - len(run) : place] = [cell for _, cell in sorted(run, key=lambda entry: entry[0])]
+            run = []
+    return nb
+
+
 class Prep:
     def __init__(self, cfg, names, anchors):
         self.names, self.anchors, self.labelled, self.page = names, anchors, set(), ""
@@ -251,6 +284,13 @@ def title(nb):
     return yaml.safe_load(nb.cells[0].source.strip().strip("-"))["title"]
 
 
+def summary(entry):
+    "The first sentence of an entry; nbdev marks the first line of it"
+    if not (said := re.search(r"^\*(.+)\*\n?((?:.+\n?)*)", entry, re.M)):
+        return ""
+    return re.split(r"(?<=[\w`)]\.) (?=[A-Z`])", " ".join(f"{said[1]} {said[2]}".split()))[0].rstrip(".:;").replace("|", "\\|")
+
+
 def reference(chapters, shown):
     "The page of all public functions and classes, from the very outputs of `show_doc` that the chapters show"
     parts = ["# API reference\n\n{.lead}\nEvery public function and class, by chapter; a name opens at its entry there.\n"]
@@ -259,10 +299,8 @@ def reference(chapters, shown):
         for md in shown[page]:
             m = SHOWDOC.match(md)
             if "." not in m["name"] and m["name"].lower() not in rows:
-                said = re.search(r"^\*(.+?)\*$", md[m.end() :], re.M | re.S)
-                said = re.split(r"(?<=\w[.:;]) (?=[A-Z`])", " ".join(said[1].split()))[0].rstrip(".:;").replace("|", "\\|") if said else ""
                 label = f"[`{m['name']}`](#{page}--{m['name'].lower()})"
-                rows[m["name"].lower()] = f"| {label} | {said} | " + (f"[code]({m['url']}) |" if m["url"] else "|")
+                rows[m["name"].lower()] = f"| {label} | {summary(md[m.end() :])} | " + (f"[code]({m['url']}) |" if m["url"] else "|")
         if rows:
             table = "| Name | What it is | Source |\n|---|---|---|\n" + "\n".join(rows.values())
             parts.append(f"## [{name}]({page}.ipynb)\n\n::::{{div}} nb-names\n\n{table}\n\n::::")
@@ -274,7 +312,8 @@ def sources(cfg, cache, dest):
     dest.mkdir(parents=True)
     nbs = sorted(cache.rglob("*.ipynb"))
     names = {p.name: page_name(p.stem) for p in nbs}
-    read = {fn: nbformat.read(fn, as_version=4) for fn in nbs}
+    made, blob = modules(), f"{cfg.git_url}/blob/{cfg.branch}/"
+    read = {fn: entries(nbformat.read(fn, as_version=4), made.get(fn.name), blob) for fn in nbs}
     shown = {names[fn.name]: [md for c in nb.cells for out in c.get("outputs", [])
                               if SHOWDOC.match(md := out.get("data", {}).get("text/markdown", ""))] for fn, nb in read.items()}
     anchors = {f"{page}--{SHOWDOC.match(md)['name'].lower()}" for page, mds in shown.items() for md in mds}
@@ -287,7 +326,7 @@ def sources(cfg, cache, dest):
             nb.cells.append(new_markdown_cell(toctree(contents, names)))
         nbformat.write(nb, dest / f"{names[fn.name]}.ipynb")
     chapters = {names[file]: titles[file] for o in contents if isinstance(o, dict) for file in o["contents"]}
-    (dest / "api.md").write_text(reference(chapters, shown))
+    (dest / "api.md").write_text(prep.markdown(reference(chapters, shown)))
 
 
 if __name__ == "__main__":

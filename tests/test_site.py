@@ -184,7 +184,7 @@ def test_figure_opens_by_itself(watched, site):
 
 
 def test_entries(watched, site):
-    "Each public name has its source; tables of parameters keep `a | b` in one cell; no entry says what only Python asks for."
+    "Each name has its own source, in the order of the code; tables of parameters keep `a | b` in one cell; no entry says what only Python asks for."
     page = watched.open(f"{site}api.html")
     names, sources = page.locator(".nb-names td:first-child a"), page.locator(".nb-names td:last-child a")
     assert names.count() == sources.count() > 300
@@ -194,6 +194,11 @@ def test_entries(watched, site):
     for path in SITE.glob("*.html"):
         text = path.read_text(encoding="utf-8").partition("<article")[2]
         assert not re.search(r"Call self as a function| at 0x[0-9a-f]{6}|np\.float64\(", text), path.name
+        for module, line, name in re.findall(r'/blob/main/(autonf_nb/[\w/]+\.py)#L(\d+)" title="Source of ([\w.]+)"', text):
+            code = (ROOT / module).read_text(encoding="utf-8").splitlines()[int(line) - 1]
+            assert re.match(rf"\s*(def|class) {name.split('.')[-1]}\b", code), f"{path.name}: {name}"
+    shown = re.findall(r'infocnf\.py#L(\d+)" title', (SITE / "infocnf.html").read_text(encoding="utf-8"))
+    assert shown == sorted(shown, key=int)
 
 
 def test_print_is_dark_on_white(watched, site):
