@@ -181,8 +181,9 @@ class Prep:
         s = re.sub(r"(?<![\w`@.])@(eq-[\w-]+)", rf"eq. {{eq}}`{self.page}-\1`", s)
         s = re.sub(r"\{target=\"_blank\"[^}]*\}", "", s)
 
-        def doclink(m):  # a method that no page shows is looked for on its class's page
-            label = f"{m[1]}--{m[2].lower()}"
+        def doclink(m):  # a name of this page's own is that one; a method that no page shows is looked for on its class's page
+            here, there = (f"{page}--{m[2].lower()}" for page in (self.page, m[1]))
+            label = here if here in self.anchors else there
             return f"](#{label})" if label in self.anchors else f"]({m[1]}.ipynb)"
 
         def page(m):
@@ -326,6 +327,7 @@ def sources(cfg, cache, dest):
             nb.cells.append(new_markdown_cell(toctree(contents, names)))
         nbformat.write(nb, dest / f"{names[fn.name]}.ipynb")
     chapters = {names[file]: titles[file] for o in contents if isinstance(o, dict) for file in o["contents"]}
+    prep.page = "api"
     (dest / "api.md").write_text(prep.markdown(reference(chapters, shown)))
 
 

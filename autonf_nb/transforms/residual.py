@@ -22,7 +22,7 @@ __all__ = ['at_most', 'lipswish', 'Contraction', 'ContractiveMLP', 'plus_identit
 
 # %% ../../nbs/02g_residual.ipynb #8ee6cfaa
 def at_most(weight: Tensor, bound: float) -> Tensor:
-    """`weight` `(m, n)`, scaled down if need be so that its largest singular value is at most `bound`."""
+    """`weight` `(m, n)`, scaled down if need be so that its largest singular value does not exceed the bound."""
     return weight / (torch.linalg.matrix_norm(weight, 2) / bound).clamp_min(1)
 
 # %% ../../nbs/02g_residual.ipynb #f2714cbd
