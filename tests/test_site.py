@@ -184,7 +184,7 @@ def test_figure_opens_by_itself(watched, site):
 
 
 def test_entries(watched, site):
-    "Each name has its own source, in the order of the code; tables of parameters keep `a | b` in one cell; no entry says what only Python asks for."
+    "Each name has its own source, in the code's order; tables keep `a | b` in one cell; no entry says what only Python asks for."
     page = watched.open(f"{site}api.html")
     names, sources = page.locator(".nb-names td:first-child a"), page.locator(".nb-names td:last-child a")
     assert names.count() == sources.count() > 300
