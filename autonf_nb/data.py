@@ -388,7 +388,7 @@ def _distinct(column: np.ndarray) -> np.ndarray:
     v = np.unique(column)
     if len(v) < 2:
         return v
-    rounding = max(4 * np.finfo(float).eps * np.abs(v).max(), 1e-10 * (v[-1] - v[0]))  # of a number; of levels summed up step by step
+    rounding = max(8 * np.finfo(float).eps * np.abs(v).max(), 1e-10 * (v[-1] - v[0]))  # of a number; of levels summed up step by step
     return v[np.r_[True, np.diff(v) > rounding]]
 
 # %% ../nbs/01_data.ipynb #516039ce
