@@ -31,7 +31,8 @@ from typing import Any
 import numpy as np
 
 from . import __version__
-from .data import DATASETS, FORMATS, DataError, Table, dequantize, load_dataset, read_table, split_rows, write_table
+from .data import (
+    DATASETS, FORMATS, Bounds, DataError, Table, check_table, dequantize, load_dataset, read_table, split_rows, write_table)
 
 # %% ../nbs/17_command_line.ipynb #9e990f98
 def names(text: str) -> tuple[str, ...]:
@@ -385,7 +386,6 @@ class Ready:
 # %% ../nbs/17_command_line.ipynb #c701b4c5
 def make_ready(job: Job, quiet: bool) -> Ready:
     "Read the table and check it together with all options."
-    from autonf_nb.data import Bounds, check_table
     from autonf_nb.estimator import AutoNF
     table, options = open_data(job.data), dict(job.options)
     sha256 = fingerprint(table)
@@ -745,7 +745,6 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str], said: list[str]) -> 
     table, est = open_data(args.data), _load(args)
     X, C = _features(est, table)
     if est.dequantize:
-        from autonf_nb.data import check_table
         X = dequantize(check_table(X, n_features=est.n_features_in_, columns=est.columns_)[0], est.seed + 2, est.quanta_)
     own, standard = est.log_prob(X, C), est.standard_log_prob(X, C)
     nll, error = nll_with_error(standard)
