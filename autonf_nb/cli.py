@@ -7,13 +7,15 @@ __all__ = ['OPTIONS', 'RUN', 'CHECKPOINT', 'STACKS', 'VERBS', 'names', 'or_none'
            'Parser', 'whole_numbers', 'make_parser', 'parse', 'data_key', 'open_data', 'frame', 'take', 'Parts',
            'split_table', 'write_run', 'read_run', 'given_options', 'all_options', 'check_same', 'fingerprint', 'Job',
            'open_job', 'command_again', 'Ready', 'make_ready', 'model_row', 'references', 'price', 'train_stacks',
-           'versions', 'processor', 'machine', 'other_prices', 'circumstances', 'summarise', 'say', 'run_search',
-           'tell', 'search', 'front_rows', 'tell_front', 'pareto', 'experiment_folder', 'write_record', 'table1',
-           'figure2', 'figure3', 'evaluate', 'read_context', 'sample', 'list_or_fetch', 'main']
+           'versions', 'processor', 'machine', 'other_direction', 'other_prices', 'other_cost', 'circumstances',
+           'summarise', 'say', 'run_search', 'tell', 'search', 'front_rows', 'tell_front', 'pareto',
+           'experiment_folder', 'write_record', 'table1', 'figure2', 'figure3', 'evaluate', 'read_context', 'sample',
+           'list_or_fetch', 'main']
 
 # %% ../nbs/17_command_line.ipynb #9e80705b
 import argparse
 import difflib
+import hashlib
 import json
 import os
 import shlex
@@ -29,14 +31,15 @@ from typing import Any
 import numpy as np
 
 from . import __version__
-from .data import DATASETS, FORMATS, DataError, Table, dequantize, load_dataset, read_table, split_rows, write_table
+from .data import (
+    DATASETS, FORMATS, Bounds, DataError, Table, check_table, dequantize, load_dataset, read_table, split_rows, write_table)
 
 # %% ../nbs/17_command_line.ipynb #9e990f98
 def names(text: str) -> tuple[str, ...]:
     "'MAF,RQ-AF' -> ('MAF', 'RQ-AF')"
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
-
+# %% ../nbs/17_command_line.ipynb #f3903a5c
 def or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     "Let 'none' stand for None."
     def parse(text: str) -> Any:
@@ -44,7 +47,7 @@ def or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     parse.__name__ = kind.__name__
     return parse
 
-
+# %% ../nbs/17_command_line.ipynb #426fc4af
 def cost_model(text: str) -> str | dict[str, float]:
     "'flops', or a mapping written 'MAF=1.1,RQ-AF=1.7'."
     if "=" not in text:
@@ -55,7 +58,7 @@ def cost_model(text: str) -> str | dict[str, float]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a mapping: write MAF=1.1,RQ-AF=1.7") from None
 
-
+# %% ../nbs/17_command_line.ipynb #5a92041e
 def bound(text: str) -> tuple[str, tuple[float | None, float | None]]:
     "'power=0:' -> ('power', (0.0, None)); 'share=0:1' -> ('share', (0.0, 1.0))"
     column, _, interval = text.rpartition("=")
@@ -109,7 +112,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         raise UsageError(f"{message}: see {self.prog} --help")
 
-
+# %% ../nbs/17_command_line.ipynb #0656ba92
 def _shown(default: Any) -> str:
     return ",".join(default) if isinstance(default, tuple) else "none" if default is None else str(default)
 
@@ -134,7 +137,7 @@ def _add_search(verbs: Any, verb: str, told: str, out: str, left_out: Sequence[s
     if "compare" not in left_out:
         p.add_argument("--compare", action="store_const", const=True, help="train stacks of 1, 2, 4, 8 layers of one type beside it")
 
-
+# %% ../nbs/17_command_line.ipynb #4788b5fc
 def whole_numbers(text: str) -> tuple[int, ...]:
     "'0,1,2' -> (0, 1, 2)"
     try:
@@ -142,7 +145,7 @@ def whole_numbers(text: str) -> tuple[int, ...]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers: write 0,1,2") from None
 
-
+# %% ../nbs/17_command_line.ipynb #b83f8065
 def _add_experiments(verbs: Any) -> None:
     "The experiments of the paper; each can be stopped, and goes on when it is called again."
     def add(verb: str, told: str, **defaults: Any) -> None:
@@ -190,7 +193,7 @@ def make_parser() -> Parser:
     _add_experiments(verbs)
     return parser
 
-
+# %% ../nbs/17_command_line.ipynb #94048590
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     "Parse; an unknown option is named, with the nearest known one."
     args, unknown = make_parser().parse_known_args(argv)
@@ -216,7 +219,7 @@ def open_data(data: str) -> Table:
     key = data_key(data)
     return load_dataset(key) if key in DATASETS else read_table(key)
 
-
+# %% ../nbs/17_command_line.ipynb #30f73330
 def frame(X: np.ndarray, columns: Sequence[str]) -> Any:
     "A data frame, so that the columns keep their names."
     import pandas as pd  # here, because it takes half a second to import
@@ -297,7 +300,7 @@ def all_options(given: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {name: o.default for name, o in OPTIONS.items()} | {"context": [], "compare": False, "bounds": None}
     return json.loads(json.dumps(defaults | dict(given)))
 
-
+# %% ../nbs/17_command_line.ipynb #3a311a80
 def check_same(run: Mapping[str, Any], given: Mapping[str, Any], data: str | None, out: Path) -> None:
     "A search is gone on with as it was started, or not at all."
     for name, value in given.items():
@@ -315,10 +318,9 @@ def _flat(value: Any) -> str:
 # %% ../nbs/17_command_line.ipynb #73d071ab
 def fingerprint(table: Table) -> str:
     "sha256 of the numbers and names of a table."
-    import hashlib
     return hashlib.sha256(np.ascontiguousarray(table.X).tobytes() + "\n".join(table.columns).encode()).hexdigest()
 
-
+# %% ../nbs/17_command_line.ipynb #a1e59245
 @dataclass
 class Job:
     "A search that is to be started or gone on with."
@@ -352,7 +354,7 @@ def open_job(args: argparse.Namespace, argv: Sequence[str]) -> Job:
         raise UsageError(f"there is no search in {out} to go on with, and no DATA to start one: see autonf {args.verb} --help")
     return Job(args.verb, out, data_key(args.data), all_options(given), now, shlex.join(["autonf", *map(str, argv)]))
 
-
+# %% ../nbs/17_command_line.ipynb #1cdac5cd
 def command_again(job: Job) -> str:
     "A command line that repeats the search from any folder, and leaves the one it found alone."
     words, defaults = ["autonf", job.verb, job.data, "--out", f"{job.out.absolute().name}_again"], all_options({})
@@ -381,10 +383,9 @@ class Ready:
     Z_test: np.ndarray         # standardised
     logabsdet: np.ndarray      # (test rows,) log|det dz/dx|
 
-
+# %% ../nbs/17_command_line.ipynb #c701b4c5
 def make_ready(job: Job, quiet: bool) -> Ready:
     "Read the table and check it together with all options."
-    from autonf_nb.data import Bounds, check_table
     from autonf_nb.estimator import AutoNF
     table, options = open_data(job.data), dict(job.options)
     sha256 = fingerprint(table)
@@ -414,7 +415,7 @@ def model_row(ready: Ready, name: str, kind: str, log_prob: np.ndarray, found: n
         row["fom1"] = fom1(nll, more["cost"], ready.est.lam)
     return row | more
 
-
+# %% ../nbs/17_command_line.ipynb #70391f65
 def references(ready: Ready, log_prob: np.ndarray) -> list[dict[str, Any]]:
     "A Gaussian and a Gaussian mixture fitted to the same training rows, context beside the features not used."
     from autonf_nb.metrics import gaussian_mixture_nll, gaussian_nll
@@ -424,15 +425,15 @@ def references(ready: Ready, log_prob: np.ndarray) -> list[dict[str, Any]]:
     return [model_row(ready, b.name, "reference", -b.nll, log_prob, detail=b.detail + context) for b in found]
 
 # %% ../nbs/17_command_line.ipynb #46e82422
-STACKS = (1, 2, 4, 8)
-
-
 def price(est: Any, names: Sequence[str], direction: str | None = None) -> float:
     "Cost of a sequence of layers under the estimator's cost model; in its own direction at the prices of the search."
     from autonf_nb.cost import architecture_cost
     cost = est.history_["prices"] if direction in (None, est.direction) else est.cost
     return architecture_cost(names, est.n_features_in_, cost=cost, direction=direction or est.direction,
                              hidden_features=est.hidden_features, context_features=est.n_context_features_)
+
+# %% ../nbs/17_command_line.ipynb #e5132163
+STACKS = (1, 2, 4, 8)
 
 
 def train_stacks(ready: Ready, found: np.ndarray, folder: Path, progress: bool) -> list[dict[str, Any]]:
@@ -442,14 +443,14 @@ def train_stacks(ready: Ready, found: np.ndarray, folder: Path, progress: bool) 
     import torch
     from autonf_nb.candidates import Architecture, SearchSpace
     from autonf_nb.estimator import as_rows
-    from autonf_nb.search import Settings, flow_of, from_scratch
+    from autonf_nb.search import Settings, flow_of, from_scratch, rows_on
     from autonf_nb.structure import masked
-    from autonf_nb.training import Rows, Run, one_thread, row_log_prob
+    from autonf_nb.training import Run, one_thread, row_log_prob
     est, prepared, rows = ready.est, ready.prepared, []
     folder.mkdir(parents=True, exist_ok=True)
     device = est.flow_.noise(0).device
     test, _ = as_rows(prepared.units, prepared.context_units, ready.X_test, ready.C_test, torch.zeros((), device=device))
-    train, val = (Rows(r.x.to(device), None if r.context is None else r.context.to(device)) for r in (prepared.train, prepared.val))
+    train, val = rows_on(str(device), prepared.train.x, prepared.val.x, prepared.train.context, prepared.val.context)
     candidates = masked(est.candidates, est.masks, est.seed)
     stacks = [(name,) * layers for layers in STACKS for name in SearchSpace(candidates).without_null]
     mine = tuple(est.architecture_)
@@ -491,21 +492,24 @@ def machine(est: Any) -> str:
     cpu, device = processor(), est.flow_.noise(0).device
     return cpu if device.type == "cpu" else f"{cpu}, {torch.cuda.get_device_name(device) if device.type == 'cuda' else device}"
 
+# %% ../nbs/17_command_line.ipynb #0ea31ab0
+def other_direction(est: Any) -> str:
+    return "sampling" if est.direction == "density" else "density"
+
 
 def other_prices(est: Any) -> dict[str, float] | None:
     "Of each candidate in the direction that does not count, None where the cost model has no figure for one of them."
-    other = "sampling" if est.direction == "density" else "density"
     try:
-        return {name: price(est, (name,), other) for name in est.history_["prices"]}
+        return {name: price(est, (name,), other_direction(est)) for name in est.history_["prices"]}
     except ValueError:  # the paper prints no cost of autoregressive layers in the sampling direction
         return None
 
 
-def _both_costs(est: Any, prices: Mapping[str, float] | None) -> dict[str, float | None]:
-    other = "sampling" if est.direction == "density" else "density"
-    return {est.direction: est.cost_, other: prices and sum(prices[name] for name in est.architecture_)}
+def other_cost(est: Any, prices: Mapping[str, float] | None) -> float | None:
+    "Of the flow found, at `other_prices`."
+    return prices and sum(prices[name] for name in est.architecture_)
 
-
+# %% ../nbs/17_command_line.ipynb #7292f3b7
 def circumstances(job: Job, ready: Ready, est: Any) -> dict[str, Any]:
     "What went in, and what it takes to get it again; `est` is fitted."
     from autonf_nb.estimator import _jsonable
@@ -518,12 +522,12 @@ def circumstances(job: Job, ready: Ready, est: Any) -> dict[str, Any]:
         "search": _jsonable(est.get_params(deep=False)),
         "command": command_again(job), "date": job.started, "seed": est.seed, "versions": versions(), "machine": machine(est)}
 
-
+# %% ../nbs/17_command_line.ipynb #2dfca61b
 def _usage(ready: Ready) -> dict[str, Any]:
     "What the code to load a flow needs beside its folder."
     return {"context": None if ready.C_test is None else ready.C_test[0].tolist()}
 
-
+# %% ../nbs/17_command_line.ipynb #cbe1585b
 def summarise(job: Job, ready: Ready, models: list[dict], seconds: dict[str, float], said: list[str]) -> dict[str, Any]:
     "What `write_report` is given."
     est, prices = ready.est, other_prices(ready.est)
@@ -537,7 +541,8 @@ def summarise(job: Job, ready: Ready, models: list[dict], seconds: dict[str, flo
         commands[1] += ["--context", ",".join(map(repr, usage["context"]))]
     return circumstances(job, ready, est) | {
         "flow": {"architecture": list(est.architecture_), "cost": est.cost_, "layer_costs": [price(est, (n,)) for n in est.architecture_],
-                 "n_parameters": sum(p.numel() for p in est.flow_.parameters()), "costs": _both_costs(est, prices), "prices": prices},
+                 "n_parameters": sum(p.numel() for p in est.flow_.parameters()), "prices": prices,
+                 "costs": {est.direction: est.cost_, other_direction(est): other_cost(est, prices)}},
         "models": models, "history": est.history_, "samples": samples, "noise": noise,
         "warnings": said, "notes": est.notes_, "seconds": seconds,
         "usage": usage | {"folder": str(folder), "commands": [shlex.join(["autonf", *map(str, words)]) for words in commands]}}
@@ -548,7 +553,7 @@ def say(sentence: str, quiet: bool) -> None:
     if not quiet:
         print(sentence, file=sys.stderr, flush=True)
 
-
+# %% ../nbs/17_command_line.ipynb #b9314f0e
 def run_search(job: Job, ready: Ready, quiet: bool, said: list[str]) -> dict[str, Any]:
     "Search, compare, save and report; every stage can be gone on with. Returns the summary."
     from autonf_nb.report import write_report
@@ -571,7 +576,7 @@ def run_search(job: Job, ready: Ready, quiet: bool, said: list[str]) -> dict[str
     write_report(job.out, summary)
     return summary
 
-
+# %% ../nbs/17_command_line.ipynb #8f9dabc7
 def tell(out: Path, summary: Mapping[str, Any]) -> str:
     "The result in a few lines."
     found, flow = summary["models"][0], summary["flow"]
@@ -581,7 +586,7 @@ def tell(out: Path, summary: Mapping[str, Any]) -> str:
     lines += [f"  in the data's own units AutoNF has {found['nll_data_units']:.3f}"]
     return "\n".join([*lines, *(f"note: {n}" for n in summary["notes"]), f"written to {out}: report.html, metrics.json, flow.safetensors"])
 
-
+# %% ../nbs/17_command_line.ipynb #764aff37
 def _is_finished(job: Job) -> bool:
     "Say so if the job was done before."
     if job.finished:
@@ -595,7 +600,7 @@ def _finish(job: Job) -> None:
     write_run(job.out, job.to_json())
     shutil.rmtree(job.out/CHECKPOINT, ignore_errors=True)
 
-
+# %% ../nbs/17_command_line.ipynb #53a8062b
 def search(args: argparse.Namespace, argv: Sequence[str], said: list[str]) -> int:
     "`autonf search`"
     job = open_job(args, argv)
@@ -614,11 +619,11 @@ def front_rows(ready: Ready, fitted: Sequence[Any], out: Path) -> list[dict[str,
         est.save(out/f"flow_{i}")
         measured = model_row(ready, "", "", est.standard_log_prob(ready.X_test, ready.C_test))
         rows.append({"architecture": list(est.architecture_), "folder": f"flow_{i}", "cost": est.cost_, "val_nll": est.nll_val_,
-                     "other_cost": prices and sum(prices[name] for name in est.architecture_), "lams": est.lams_,
+                     "other_cost": other_cost(est, prices), "lams": est.lams_,
                      **{k: measured[k] for k in ("nll", "nll_2se", "nll_data_units")}})
     return rows
 
-
+# %% ../nbs/17_command_line.ipynb #52463f3b
 def tell_front(out: Path, rows: Sequence[Mapping[str, Any]]) -> str:
     "The front in a few lines."
     from autonf_nb.report import brief, lambda_words
@@ -627,7 +632,7 @@ def tell_front(out: Path, rows: Sequence[Mapping[str, Any]]) -> str:
               f"{brief(r['architecture'])}" for r in rows]
     return "\n".join([*lines, f"NLL on the test rows, nats a row, standardised units; written to {out}: report.html, front.json"])
 
-
+# %% ../nbs/17_command_line.ipynb #be55a3b6
 def pareto(args: argparse.Namespace, argv: Sequence[str], said: list[str]) -> int:
     "`autonf pareto`"
     from autonf_nb.estimator import check_front
@@ -656,16 +661,15 @@ def experiment_folder(out: str) -> Path:
     (folder/"parts").mkdir(parents=True, exist_ok=True)
     return folder
 
-
+# %% ../nbs/17_command_line.ipynb #c8630acf
 def write_record(path: Path, argv: Sequence[str], seeds: Sequence[int], rows: Sequence[Mapping], **more: Any) -> None:
     "Rows and what made them, as in `results/` of the repository."
+    from autonf_nb.estimator import write_files
     meta = {"command": "autonf " + " ".join(argv), "seeds": list(seeds), "versions": versions(), "machine": processor(),
             "date": time.strftime("%Y-%m-%d"), **more}
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps({"meta": meta, "rows": list(rows)}, indent=1) + "\n")
-    part.replace(path)
+    write_files(path.parent, {path.name: (json.dumps({"meta": meta, "rows": list(rows)}, indent=1) + "\n").encode()})
 
-
+# %% ../nbs/17_command_line.ipynb #9120a944
 def _how(args: argparse.Namespace) -> dict[str, Any]:
     "Where and how the trainings of an experiment run."
     return {"jobs": args.jobs, "engine": args.engine, "address": args.address}
@@ -678,7 +682,7 @@ def _known_sets(given: Sequence[str]) -> tuple[str, ...]:
             raise DataError(f"{name!r} is not one of the paper's data sets: choose from {', '.join(STAND_INS)}")
     return tuple(given)
 
-
+# %% ../nbs/17_command_line.ipynb #a0666329
 def table1(args: argparse.Namespace, argv: Sequence[str], said: list[str]) -> int:
     "`autonf table1`"
     from autonf_nb import experiments as e
@@ -694,7 +698,7 @@ def table1(args: argparse.Namespace, argv: Sequence[str], said: list[str]) -> in
     print(f"{text}\n\nwritten to {folder}: table1.md, table1.json")
     return 0
 
-
+# %% ../nbs/17_command_line.ipynb #5e6ca492
 def figure2(args: argparse.Namespace, argv: Sequence[str], said: list[str]) -> int:
     "`autonf figure2`"
     from autonf_nb import experiments as e
@@ -706,7 +710,7 @@ def figure2(args: argparse.Namespace, argv: Sequence[str], said: list[str]) -> i
           f"written to {folder}: figure2.png, figure2.json")
     return 0
 
-
+# %% ../nbs/17_command_line.ipynb #6719a2fa
 def figure3(args: argparse.Namespace, argv: Sequence[str], said: list[str]) -> int:
     "`autonf figure3`"
     from autonf_nb import experiments as e
@@ -734,14 +738,13 @@ def _features(est: Any, table: Table) -> tuple[Any, Any]:
     X = take(table, est.columns_, "the flow was fitted on")
     return X, take(table, est.context_columns_, "the flow is conditioned on") if est.context_columns_ else None
 
-
+# %% ../nbs/17_command_line.ipynb #49b36332
 def evaluate(args: argparse.Namespace, argv: Sequence[str], said: list[str]) -> int:
     "`autonf evaluate`: JSON on stdout."
     from autonf_nb.metrics import nll_with_error
     table, est = open_data(args.data), _load(args)
     X, C = _features(est, table)
     if est.dequantize:
-        from autonf_nb.data import check_table
         X = dequantize(check_table(X, n_features=est.n_features_in_, columns=est.columns_)[0], est.seed + 2, est.quanta_)
     own, standard = est.log_prob(X, C), est.standard_log_prob(X, C)
     nll, error = nll_with_error(standard)
@@ -765,7 +768,7 @@ def read_context(text: str | None, est: Any) -> Any:
     except ValueError:
         raise ValueError(f"--context {text} is neither numbers with commas nor a table ({', '.join(FORMATS)})") from None
 
-
+# %% ../nbs/17_command_line.ipynb #c493682c
 def sample(args: argparse.Namespace, argv: Sequence[str], said: list[str]) -> int:
     "`autonf sample`"
     est = _load(args)
@@ -804,7 +807,7 @@ def _is_users(error: Exception) -> bool:
     "Bad input, an unusable folder, a full disk, an extra that is not installed: not a fault of the program."
     return isinstance(error, (ValueError, TypeError, OSError, ImportError)) or type(error).__name__ in ("TrainingError", "SafetensorError")
 
-
+# %% ../nbs/17_command_line.ipynb #ab1be4c4
 VERBS: dict[str, Callable[[argparse.Namespace, Sequence[str], list[str]], int]] = {
     "search": search, "pareto": pareto, "evaluate": evaluate, "sample": sample, "data": list_or_fetch,
     "table1": table1, "figure2": figure2, "figure3": figure3}

@@ -41,7 +41,7 @@ def border(images: Tensor, row: int | None, column: int | None) -> Tensor:
             images = images.narrow(dim, 0 if side < 0 else images.shape[dim] - 1, 1)
     return images
 
-
+# %% ../nbs/13_cnf.ipynb #dee52b60
 def loop_kernel(weights: Sequence[Tensor], row: int | None, column: int | None) -> Tensor:
     """Kernel M `(F2, F1, 3 or 1, 3 or 1)` of the loops through pixels `x` beyond the given side; (None, None): through all pixels.
 
@@ -56,7 +56,7 @@ def loop_kernel(weights: Sequence[Tensor], row: int | None, column: int | None) 
     through = F.conv2d(last.transpose(0, 1), first.flip(2, 3), padding=around)
     return middle * through.flip(2, 3)
 
-
+# %% ../nbs/13_cnf.ipynb #4c0769e7
 def loop_trace(kernels: Sequence[Tensor], first: Tensor, second: Tensor) -> Tensor:
     """Trace `(B,)` from the nine `kernels` in the order of `SIDES` and the hidden units' slopes `(B, F1, H, W)` and `(B, F2, H, W)`."""
     trace = first.new_zeros(len(first))
@@ -166,7 +166,7 @@ class OnRows(Transform):
         outputs, logabsdet = self.transform.inverse(inputs.flatten(1), context)
         return outputs.reshape(inputs.shape), logabsdet
 
-
+# %% ../nbs/13_cnf.ipynb #1e46d9b0
 def continuous_flows(module: nn.Module) -> list[ContinuousFlow]:
     """The continuous flows of a module, in the order in which it holds them, which should be that of the density direction."""
     return [part for part in module.modules() if isinstance(part, ContinuousFlow)]
@@ -295,7 +295,7 @@ class Saved:
         """What `config.json` calls it."""
         return f"autonf_nb {cls.__name__}"
 
-
+# %% ../nbs/13_cnf.ipynb #6c785fb3
 class ImageFlow(Saved, Flow):
     """A density of flattened pictures `(B, C H W)` with pixels in [0, 1]: logit, then `ImageCNF`; `options` are those of `ImageCNF`."""
 

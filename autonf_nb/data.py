@@ -388,7 +388,8 @@ def _distinct(column: np.ndarray) -> np.ndarray:
     v = np.unique(column)
     if len(v) < 2:
         return v
-    return v[np.r_[True, np.diff(v) > 1e-10 * np.abs(v).max()]]
+    rounding = max(8 * np.finfo(float).eps * np.abs(v).max(), 1e-10 * (v[-1] - v[0]))  # of a number; of levels summed up step by step
+    return v[np.r_[True, np.diff(v) > rounding]]
 
 # %% ../nbs/01_data.ipynb #516039ce
 def _check_varied(A: np.ndarray, names: Sequence[str], what: str) -> None:
@@ -488,8 +489,8 @@ def ties_warning(tied: Sequence[str]) -> str:
         return ""
     one = len(tied) == 1
     return (f"column{'s' * (not one)} {_listed(tied, 12)} {'has' if one else 'have'} many ties (repeated values), and a density diverges "
-            f"on ties: the NLL can fall without end and mean nothing; dequantize=True spreads {'it' if one else 'them'} over one step of "
-            "the column's scale")
+            f"on ties: the NLL can fall without end and mean nothing; to spread {'it' if one else 'them'} over one step of the column's "
+            "scale, dequantize: AutoNF(dequantize=True), or --dequantize on the command line")
 
 # %% ../nbs/01_data.ipynb #e22ec5c8
 def quanta(

@@ -6,8 +6,8 @@
 __all__ = ['MASKS', 'ENGINES', 'FORMAT', 'FORMAT_VERSION', 'WEIGHTS', 'CONFIG', 'Units', 'fit_units', 'fit_context_units',
            'check_parameters', 'check_batch_size', 'Prepared', 'as_rows', 'column_names', 'prepare', 'leaves',
            'build_flow', 'layer_numbers', 'canonical', 'FlowFolderError', 'config_checksum', 'write_files',
-           'config_text', 'write_flow', 'read_flow', 'check_front', 'check_checkpoint', 'Fitting', 'Density', 'Saving',
-           'AutoNF']
+           'config_text', 'write_flow', 'read_flow', 'check_checkpoint', 'Fitting', 'check_front', 'Fronts', 'Density',
+           'Saving', 'AutoNF']
 
 # %% ../nbs/11_estimator.ipynb #a4093738
 import copy
@@ -82,7 +82,7 @@ def fit_units(X: np.ndarray, columns: tuple[str, ...], bounds: Mapping | None, t
     on_line = Bounds(by_name, columns)
     return Units(on_line, Standardizer().fit(on_line.to_line(X)[0][train], columns))
 
-
+# %% ../nbs/11_estimator.ipynb #b7216d48
 def fit_context_units(C: np.ndarray) -> Standardizer:
     "Mean and scale of context columns; a constant column keeps its scale, because a context need not vary."
     units = Standardizer()
@@ -97,14 +97,14 @@ def _whole(name: str, value: Any, least: int) -> None:
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}.")
 
-
+# %% ../nbs/11_estimator.ipynb #a1ba3dff
 def _number(name: str, value: Any, least: float, *, above: bool = False) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}.")
     if not (value > least if above else value >= least) or not math.isfinite(value):
         raise ValueError(f"{name} must be {'above' if above else 'at least'} {least:g} and finite, got {value}.")
 
-
+# %% ../nbs/11_estimator.ipynb #93cfa957
 def _choice(name: str, value: Any, choices: Iterable[str]) -> None:
     if value not in (choices := tuple(choices)):
         raise ValueError(f"{name} must be {'one of ' * (len(choices) > 1)}{', '.join(map(repr, choices))}, got {value!r}.")
@@ -138,7 +138,7 @@ def check_parameters(p: Mapping[str, Any], features: int, context_features: int 
                    context_features=context_features)
     pick_device(str(p["device"]))
 
-
+# %% ../nbs/11_estimator.ipynb #fbd880aa
 def check_batch_size(batch_size: int, rows: int) -> None:
     "A batch is a part of the training rows."
     if batch_size > rows:
@@ -159,7 +159,7 @@ class Prepared:
     steps: np.ndarray                 # (D,) width of the noise that dequantizes each column, 0 for none
     tied: tuple[str, ...]             # columns with many ties
 
-
+# %% ../nbs/11_estimator.ipynb #58932f0f
 def as_rows(units: Units, context_units: Standardizer | None, X: np.ndarray, context: np.ndarray | None,
             like: Tensor | None = None) -> tuple[Rows, np.ndarray]:
     "Rows in the data's units -> standardised tensors like `like` (default: float32 on the CPU), and log|det dz/dx| (rows,) in float64."
@@ -174,10 +174,10 @@ def _check_room(steps: np.ndarray, X: np.ndarray, bounds: Mapping, columns: tupl
     for column, (_, high) in bounds.items():
         j = columns.index(column)
         if high is not None and steps[j] and (top := X[:, j].max()) + steps[j] > high:
-            raise DataError(f"column {column!r} reaches {top:g} and dequantize=True spreads each value over [x, x + {steps[j]:g}): "
+            raise DataError(f"column {column!r} reaches {top:g} and dequantizing spreads each value over [x, x + {steps[j]:g}): "
                             f"its upper bound {high:g} must be at least {top + steps[j]:g}")
 
-
+# %% ../nbs/11_estimator.ipynb #66874006
 def _spread(X: np.ndarray, X_val: np.ndarray | None, p: Mapping, columns: tuple[str, ...]) -> tuple:
     "Warn of ties, or dequantize them: X, X_val, steps, tied."
     tied = tied_columns(X, columns)
@@ -196,7 +196,7 @@ def column_names(X: Any) -> tuple[str, ...]:
     names = tuple(getattr(X, "columns", ()))
     return names if all(isinstance(c, str) for c in names) else ()
 
-
+# %% ../nbs/11_estimator.ipynb #4764e52c
 def prepare(p: Mapping[str, Any], X: Any, context: Any = None, X_val: Any = None, context_val: Any = None) -> Prepared:
     "All checks of data and arguments, in seconds, before anything is trained or written. `p` holds the arguments of `AutoNF`."
     named, context_columns = bool(column_names(X)), column_names(context)
@@ -231,7 +231,7 @@ def leaves(transform: Transform) -> list[Transform]:
         return [leaf for t in transform._transforms for leaf in leaves(t)]
     return [] if isinstance(transform, IdentityTransform) else [transform]
 
-
+# %% ../nbs/11_estimator.ipynb #7c527b6f
 def build_flow(architecture: Architecture, numbers: Iterable[int], features: int, *, context_features: int = 0,
                hidden_features: int = 64, num_bins: int = 8) -> Flow:
     "A flow of fresh layers; `numbers` is each layer's position in the space searched, which decides its coupling mask."
@@ -247,7 +247,7 @@ def _alike(a: nn.Module, b: nn.Module) -> bool:
     fixed = [{k: v.cpu() for k, v in m.named_buffers() if k not in s} for m, s in zip((a, b), stored)]
     return stored[0] == stored[1] and fixed[0].keys() == fixed[1].keys() and all(torch.equal(v, fixed[1][k]) for k, v in fixed[0].items())
 
-
+# %% ../nbs/11_estimator.ipynb #81f6e760
 def layer_numbers(architecture: Architecture, flow: Flow, **shape: int) -> list[int]:
     "The position each layer of `flow` was built for: its own, or a later one where NULL layers before it were dropped."
     found, numbers = leaves(flow.transform), []
@@ -261,7 +261,7 @@ def layer_numbers(architecture: Architecture, flow: Flow, **shape: int) -> list[
         found, numbers = found[len(fresh):], [*numbers, number]
     return numbers
 
-
+# %% ../nbs/11_estimator.ipynb #31521603
 def canonical(architecture: Architecture, flow: Flow, **shape: int) -> tuple[Flow, list[int]]:
     "The same flow as a plain composition of candidate layers, as `load` will build it, and its layer numbers."
     numbers = layer_numbers(architecture, flow, **shape)
@@ -278,7 +278,7 @@ WEIGHTS, CONFIG = "flow.safetensors", "config.json"
 class FlowFolderError(ValueError):
     "The folder of a saved flow is missing, incomplete, damaged, or of a newer version."
 
-
+# %% ../nbs/11_estimator.ipynb #56d9faba
 def _jsonable(value: Any) -> Any:
     "Numbers of NumPy, tuples and mappings as plain JSON."
     if isinstance(value, Mapping):
@@ -291,7 +291,7 @@ def _jsonable(value: Any) -> Any:
         return value.item()
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
-
+# %% ../nbs/11_estimator.ipynb #5df24379
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -325,7 +325,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
             folder.rmdir()
         raise OSError(error.errno, f"the folder {folder} cannot be written ({reason}): choose another folder, or make room") from error
 
-
+# %% ../nbs/11_estimator.ipynb #5ed6fe73
 def config_text(config: Mapping[str, Any]) -> str:
     "JSON with one line for each key, for people who look into the file."
     return "{\n" + ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in config.items()) + "\n}\n"
@@ -372,16 +372,6 @@ def read_flow(folder: Path, form: str = FORMAT, writer: str = "AutoNF.save") -> 
     return config, load_tensors(weights)
 
 # %% ../nbs/11_estimator.ipynb #8a986d5c
-def check_front(est: Any) -> None:
-    "A front is searched in full, by the default recipe, over flows of different lengths: ValueError for options that rule this out."
-    if est.max_seconds is not None or est.strategy != "op2":
-        raise ValueError("a front is searched in full by the default recipe: leave max_seconds and strategy at their defaults.")
-    if est.masks == "evolve":
-        raise ValueError("masks are evolved for one lambda, and a front is for all: choose masks='alternating', 'half' or 'random'.")
-    if "NULL" not in est.candidates:
-        raise ValueError("a front needs flows of different lengths: add NULL to the candidates.")
-
-
 def check_checkpoint(folder: Path) -> None:
     "A search clears its checkpoint folder when it starts: refuse one that holds anything else."
     try:
@@ -414,19 +404,22 @@ class Fitting:
 
     def fit_prepared(self, prepared: Prepared, *, checkpoint: str | os.PathLike | None = None, resume: bool = False) -> "AutoNF":
         "The second half of `fit`: search and train on what `prepare` returned."
-        if checkpoint is not None:
-            check_checkpoint(Path(checkpoint))
-        block_size = None if self.block_size is None else int(self.block_size)
-        candidates, evolving = masked(self.candidates, self.masks, int(self.seed)), self.masks == "evolve"
-        result = search_flow(
-            prepared.train.x, prepared.val.x, context_train=prepared.train.context, context_val=prepared.val.context,
-            candidates=candidates, n_layers=int(self.n_layers), block_size=block_size, lam=float(self.lam),
-            cost=_jsonable(self.cost), direction=self.direction, strategy=self.strategy, hidden_features=int(self.hidden_features),
-            batch_size=int(self.batch_size), steps=None if self.steps is None else int(self.steps),
-            max_seconds=SEARCH_SHARE * self.max_seconds if evolving and self.max_seconds else self.max_seconds,
-            seed=int(self.seed), device=str(self.device), checkpoint=checkpoint, resume=resume, progress=bool(self.verbose))
+        evolving = self.masks == "evolve"
+        result = search_flow(prepared.train.x, prepared.val.x, lam=float(self.lam), strategy=self.strategy,
+                             max_seconds=SEARCH_SHARE * self.max_seconds if evolving and self.max_seconds else self.max_seconds,
+                             **self._told(prepared, checkpoint, resume))
         self._keep(prepared, self._evolved(prepared, result, checkpoint) if evolving else result)
         return self
+
+    def _told(self, prepared: Prepared, checkpoint: str | os.PathLike | None, resume: bool) -> dict[str, Any]:
+        "What a search for one lambda and one for all are both told; plain numbers, as NumPy's are no JSON."
+        if checkpoint is not None:
+            check_checkpoint(Path(checkpoint))
+        given = {name: getattr(self, name) for name in ("n_layers", "block_size", "hidden_features", "batch_size", "steps", "seed")}
+        return {name: None if value is None else int(value) for name, value in given.items()} | {
+            "context_train": prepared.train.context, "context_val": prepared.val.context, "cost": _jsonable(self.cost),
+            "candidates": masked(self.candidates, self.masks, int(self.seed)), "direction": self.direction, "device": str(self.device),
+            "checkpoint": checkpoint, "resume": resume, "progress": bool(self.verbose)}
 
     def _evolved(self, prepared: Prepared, result: SearchResult, checkpoint: str | os.PathLike | None) -> SearchResult:
         "What was found, its coupling masks evolved in what is left of the time."
@@ -438,34 +431,6 @@ class Fitting:
         left = self.max_seconds and max(0.0, self.max_seconds - sum(result.seconds.values()))
         return evolve_masks(result, settings, *rows, max_seconds=left, checkpoint=checkpoint and Path(checkpoint)/"masks",
                             progress=bool(self.verbose))
-
-    def fit_front(self, X: Any, *, context: Any = None, X_val: Any = None, context_val: Any = None,
-                  checkpoint: str | os.PathLike | None = None, resume: bool = False) -> list["AutoNF"]:
-        """The flows of the Pareto front of NLL and cost, for every lambda at once: fitted estimators, cheapest first.
-
-        Each has `lams_`, the (lowest, highest) lambda for which it is the best, None if there is none. This estimator stays as it is;
-        its `lam` is not used. Arguments and errors as for `fit`; ValueError for `max_seconds` or another strategy than "op2"."""
-        check_front(self)
-        prepared = self.prepare(X, context=context, X_val=X_val, context_val=context_val)
-        return self.fit_front_prepared(prepared, checkpoint=checkpoint, resume=resume)[0]
-
-    def fit_front_prepared(self, prepared: Prepared, *, checkpoint: str | os.PathLike | None = None,
-                           resume: bool = False) -> tuple[list["AutoNF"], Front]:
-        "The second half of `fit_front`, which also returns what `search_front` does."
-        check_front(self)
-        if checkpoint is not None:
-            check_checkpoint(Path(checkpoint))
-        front = search_front(prepared.train.x, prepared.val.x, context_train=prepared.train.context, context_val=prepared.val.context,
-                             candidates=masked(self.candidates, self.masks, int(self.seed)), n_layers=int(self.n_layers),
-                             block_size=self.block_size, cost=_jsonable(self.cost), direction=self.direction,
-                             hidden_features=int(self.hidden_features), batch_size=int(self.batch_size), steps=self.steps,
-                             seed=int(self.seed), device=str(self.device),
-                             checkpoint=checkpoint, resume=resume, progress=bool(self.verbose))
-        fitted = [clone(self) for _ in front.flows]
-        for est, result, lams in zip(fitted, front.flows, front.lams):
-            est._keep(prepared, result)
-            est.lams_ = lams
-        return fitted, front
 
     def _keep(self, prepared: Prepared, result: Any) -> None:
         "Put what was learnt into attributes; only now, so that a fit that fails leaves the estimator as it was."
@@ -482,6 +447,41 @@ class Fitting:
             self.feature_names_in_ = np.array(prepared.columns, dtype=object)
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
+
+# %% ../nbs/11_estimator.ipynb #8ddf04b4
+def check_front(est: Any) -> None:
+    "A front is searched in full, by the default recipe, over flows of different lengths: ValueError for options that rule this out."
+    if est.max_seconds is not None or est.strategy != "op2":
+        raise ValueError("a front is searched in full by the default recipe: leave max_seconds and strategy at their defaults.")
+    if est.masks == "evolve":
+        raise ValueError("masks are evolved for one lambda, and a front is for all: choose masks='alternating', 'half' or 'random'.")
+    if "NULL" not in est.candidates:
+        raise ValueError("a front needs flows of different lengths: add NULL to the candidates.")
+
+# %% ../nbs/11_estimator.ipynb #b7c025eb
+class Fronts(Fitting):
+    "What `AutoNF.fit_front` does. See `AutoNF`."
+
+    def fit_front(self, X: Any, *, context: Any = None, X_val: Any = None, context_val: Any = None,
+                  checkpoint: str | os.PathLike | None = None, resume: bool = False) -> list["AutoNF"]:
+        """The flows of the Pareto front of NLL and cost, for every lambda at once: fitted estimators, cheapest first.
+
+        Each has `lams_`, the (lowest, highest) lambda for which it is the best, None if there is none. This estimator stays as it is;
+        its `lam` is not used. Arguments and errors as for `fit`; ValueError for `max_seconds` or another strategy than "op2"."""
+        check_front(self)
+        prepared = self.prepare(X, context=context, X_val=X_val, context_val=context_val)
+        return self.fit_front_prepared(prepared, checkpoint=checkpoint, resume=resume)[0]
+
+    def fit_front_prepared(self, prepared: Prepared, *, checkpoint: str | os.PathLike | None = None,
+                           resume: bool = False) -> tuple[list["AutoNF"], Front]:
+        "The second half of `fit_front`, which also returns what `search_front` does."
+        check_front(self)
+        front = search_front(prepared.train.x, prepared.val.x, **self._told(prepared, checkpoint, resume))
+        fitted = [clone(self) for _ in front.flows]
+        for est, result, lams in zip(fitted, front.flows, front.lams):
+            est._keep(prepared, result)
+            est.lams_ = lams
+        return fitted, front
 
 # %% ../nbs/11_estimator.ipynb #9a9c27a9
 class Density:
@@ -601,7 +601,7 @@ class Saving:
         self.seconds_, self.notes_ = config["seconds"], config["notes"]
 
 # %% ../nbs/11_estimator.ipynb #b679d123
-class AutoNF(Saving, Density, Fitting, DensityMixin, BaseEstimator):
+class AutoNF(Saving, Density, Fronts, DensityMixin, BaseEstimator):
     """Searches a normalizing flow by gradient and keeps the one of lowest `NLL + lam * cost` (AutoNF, AAAI 2023).
 
     Arguments are stored untouched and checked by `fit`.

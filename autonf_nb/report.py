@@ -42,13 +42,13 @@ def number(x: float | None, digits: int = 3) -> str:
         return "–"
     return f"{x:,.{digits}f}".replace("-", "−")
 
-
+# %% ../nbs/11b_report.ipynb #a7d40293
 def with_error(row: dict, shift: float = 0.0) -> str:
     "NLL and two standard errors of a row of models, `shift` subtracted."
     error = row.get("nll_2se")
     return number(row["nll"] - shift) + ("" if error is None or not math.isfinite(error) else f" ± {number(error)}")
 
-
+# %% ../nbs/11b_report.ipynb #a1cb64ad
 def duration(seconds: float) -> str:
     "Seconds for a reader."
     if seconds < 99.5:
@@ -56,7 +56,7 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
-
+# %% ../nbs/11b_report.ipynb #9153e00b
 def arrow(architecture: Sequence[str]) -> str:
     "An architecture as text, data side first."
     return " > ".join(architecture) or "(identity)"
@@ -91,6 +91,26 @@ def _checked(summary: dict) -> dict:
     return {**summary, "models": models}
 
 # %% ../nbs/11b_report.ipynb #1ebde334
+def _gap_error(found: dict, other: dict) -> float:
+    "Two standard errors of the difference of two NLLs: over the same rows where that is known, else as if they were independent."
+    paired = other.get("gap_2se")
+    return math.hypot(found.get("nll_2se") or 0.0, other.get("nll_2se") or 0.0) if paired is None else paired
+
+# %% ../nbs/11b_report.ipynb #8415206c
+def _beside_stacks(found: dict, models: Sequence[dict]) -> list[tuple[bool, str]]:
+    "FOM 1 beside that of the best stack; of a flow trained as the stacks were, where there is one."
+    priced = [m for m in models if m.get("kind") == "stack" and m.get("fom1") is not None]
+    fair = next((m for m in models if m.get("kind") == "variant"), found)
+    if not priced or fair.get("fom1") is None:
+        return []
+    best = min(priced, key=lambda m: m["fom1"])
+    gap, mine = fair["fom1"] - best["fom1"], "Its" if fair is found else "Trained as the stacks were, its"
+    if gap == 0:
+        return [(True, f"The best single-type stack ({best['name']}) is this very flow.")]
+    side = "below" if gap < 0 else "above"
+    return [(gap < 0, f"{mine} FOM 1 is {number(abs(gap))} {side} that of the best single-type stack ({best['name']}).")]
+
+# %% ../nbs/11b_report.ipynb #70e9205e
 def verdict(summary: dict) -> list[tuple[bool, str]]:
     "How the flow found (the first of `models`) compares, as (good, sentence) pairs."
     found, said = summary["models"][0], []
@@ -108,26 +128,6 @@ def verdict(summary: dict) -> list[tuple[bool, str]]:
         else:
             said.append((False, f"Its NLL is {size}: use the plain model, or search with more rows or steps."))
     return said + _beside_stacks(found, summary["models"])
-
-
-def _gap_error(found: dict, other: dict) -> float:
-    "Two standard errors of the difference of two NLLs: over the same rows where that is known, else as if they were independent."
-    paired = other.get("gap_2se")
-    return math.hypot(found.get("nll_2se") or 0.0, other.get("nll_2se") or 0.0) if paired is None else paired
-
-
-def _beside_stacks(found: dict, models: Sequence[dict]) -> list[tuple[bool, str]]:
-    "FOM 1 beside that of the best stack; of a flow trained as the stacks were, where there is one."
-    priced = [m for m in models if m.get("kind") == "stack" and m.get("fom1") is not None]
-    fair = next((m for m in models if m.get("kind") == "variant"), found)
-    if not priced or fair.get("fom1") is None:
-        return []
-    best = min(priced, key=lambda m: m["fom1"])
-    gap, mine = fair["fom1"] - best["fom1"], "Its" if fair is found else "Trained as the stacks were, its"
-    if gap == 0:
-        return [(True, f"The best single-type stack ({best['name']}) is this very flow.")]
-    side = "below" if gap < 0 else "above"
-    return [(gap < 0, f"{mine} FOM 1 is {number(abs(gap))} {side} that of the best single-type stack ({best['name']}).")]
 
 # %% ../nbs/11b_report.ipynb #ccdd8c3a
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Picture:
             + "</figure>"
         )
 
-
+# %% ../nbs/11b_report.ipynb #fcc9e786
 def picture(name: str, alt: str, draw: Callable[[Figure, Theme], None], size: tuple[float, float] = (4.4, 2.9),
             caption: str = "") -> Picture:
     "Call `draw(figure, theme)` for both themes. No pyplot: neither the caller's backend nor its settings are touched."
@@ -205,12 +205,12 @@ def _legend(ax_or_fig, theme: Theme, **options) -> None:
     if legend is not None and legend.get_title() is not None:
         legend.get_title().set_color(theme.ink)
 
-
+# %% ../nbs/11b_report.ipynb #f3d653a0
 def _wrap(name: str, width: int = 24) -> str:
     "A column's name in at most two lines."
     return "\n".join(textwrap.wrap(str(name), width, max_lines=2, placeholder=" …"))
 
-
+# %% ../nbs/11b_report.ipynb #3fb8beef
 def _color(theme: Theme, name: str, names: Sequence[str]) -> str:
     return theme.palette[list(names).index(name) % len(theme.palette)]
 
@@ -248,7 +248,7 @@ def tried_groups(history: dict) -> list[tuple[str, list[dict]]]:
     words = f"in full ({longest:,} steps)" if longest else "in the superflow"
     return [(words, groups["full"])] + ([("briefly", groups["brief"])] if groups["brief"] else [])
 
-
+# %% ../nbs/11b_report.ipynb #c60cda90
 def draw_tradeoff(summary: dict) -> Picture | None:
     "NLL against cost of all that was trained, with the line on which FOM 1 equals that of the flow found."
     found, lam = summary["models"][0], summary["search"].get("lam")
@@ -298,7 +298,7 @@ def block_weights(block: dict) -> list[tuple[str, list[str], np.ndarray]]:
     first = block.get("first_layer", 0)
     return panels + [(f"Layer {first + i + 1}", list(block["candidates"]), layers[:, i]) for i in range(depth)]
 
-
+# %% ../nbs/11b_report.ipynb #24f96c5b
 def draw_weights(block: dict, index: int, names: Sequence[str]) -> Picture:
     "Softmax weights over the steps of one block's search, the warm-up shaded."
     panels, steps = block_weights(block), block["step"]
@@ -345,7 +345,7 @@ def draw_losses(history: dict) -> Picture | None:
     return picture("training", f"NLL over {training['step'][-1]} training steps, down to {number(min(training['val_nll']), 2)}", draw,
                    caption=caption)
 
-
+# %% ../nbs/11b_report.ipynb #e1f4d73a
 def draw_search_losses(history: dict) -> Picture | None:
     "The superflows' loss, block by block."
     blocks = [b for b in history.get("blocks") or [] if any(v is not None for v in b.get("train_nll") or [])]
@@ -359,7 +359,7 @@ def draw_search_losses(history: dict) -> Picture | None:
         _dress(ax, theme, "Training of the superflows", "step", "mean NLL of all paths, nats a row")
         _legend(ax, theme)
 
-    return picture("search_losses", f"Loss of the superflow's theta in {len(blocks)} blocks", draw,
+    return picture("search_losses", f"Loss of the superflow, block 1{f' to {len(blocks)}' if len(blocks) > 1 else ''}", draw,
                    caption="NLL while the superflow was trained, in which all candidates learn together.")
 
 # %% ../nbs/11b_report.ipynb #1063fb0f
@@ -369,7 +369,7 @@ def ks_distance(a: np.ndarray, b: np.ndarray) -> float:
     both = np.concatenate([a, b])
     return float(np.abs(np.searchsorted(a, both, "right") / len(a) - np.searchsorted(b, both, "right") / len(b)).max())
 
-
+# %% ../nbs/11b_report.ipynb #1ba79e1a
 def _finite(samples: dict) -> tuple[np.ndarray, np.ndarray]:
     data, flow = (np.asarray(samples[key], dtype=np.float64) for key in ("data", "flow"))
     return data[np.isfinite(data).all(1)], flow[np.isfinite(flow).all(1)]
@@ -425,18 +425,7 @@ def pick_pair(data: np.ndarray, flow: np.ndarray | None = None) -> tuple[int, in
     i, j = np.unravel_index(correlation.argmax(), correlation.shape)
     return int(min(i, j)), int(max(i, j))
 
-
-def draw_pairs(columns: Sequence[str], samples: dict, pair: Sequence[str] | None = None) -> list[Picture]:
-    "The pair asked for, or the most correlated one, and that whose correlation the samples miss by most; of three columns or more."
-    data, flow = _finite(samples)
-    if len(columns) < 2 or len(data) < 3 or len(flow) < 3:
-        return []
-    first = tuple(list(columns).index(c) for c in pair) if pair else pick_pair(data)
-    chosen = {first: "the pair asked for" if pair else "the two columns that go together most closely"}
-    chosen.setdefault(pick_pair(data, flow), "the two columns whose correlation the samples miss by most")
-    return [_draw_pair(columns, data, flow, ij, name, why) for name, (ij, why) in zip(("pair", "pair_missed"), chosen.items())]
-
-
+# %% ../nbs/11b_report.ipynb #cc54f1a3
 def _draw_pair(columns: Sequence[str], data: np.ndarray, flow: np.ndarray, pair: tuple[int, int], name: str, why: str,
                most: int = 3000) -> Picture:
     "Two columns against each other: the data beside as many samples, on the same axes."
@@ -455,6 +444,17 @@ def _draw_pair(columns: Sequence[str], data: np.ndarray, flow: np.ndarray, pair:
     return picture(name, f"{columns[j]} against {columns[i]}: {n} held-out rows beside {n} samples", draw, (4.4, 2.5),
                    f"{columns[i]} across, {columns[j]} upwards, in the data's units: {why}. A dot is a row.")
 
+
+def draw_pairs(columns: Sequence[str], samples: dict, pair: Sequence[str] | None = None) -> list[Picture]:
+    "The pair asked for, or the most correlated one, and that whose correlation the samples miss by most; of three columns or more."
+    data, flow = _finite(samples)
+    if len(columns) < 2 or len(data) < 3 or len(flow) < 3:
+        return []
+    first = tuple(list(columns).index(c) for c in pair) if pair else pick_pair(data)
+    chosen = {first: "the pair asked for" if pair else "the two columns that go together most closely"}
+    chosen.setdefault(pick_pair(data, flow), "the two columns whose correlation the samples miss by most")
+    return [_draw_pair(columns, data, flow, ij, name, why) for name, (ij, why) in zip(("pair", "pair_missed"), chosen.items())]
+
 # %% ../nbs/11b_report.ipynb #aa7e7ae7
 def _levels(summary: dict) -> Calibration | None:
     "Levels of the noise of held-out rows, if there are 20 or more that are finite: fewer tell next to nothing."
@@ -462,7 +462,7 @@ def _levels(summary: dict) -> Calibration | None:
     noise = noise[np.isfinite(noise).all(1)] if noise.ndim == 2 else noise
     return calibration(noise) if len(noise) >= 20 else None
 
-
+# %% ../nbs/11b_report.ipynb #43297fca
 def draw_calibration(found: Calibration) -> Picture:
     "Share of rows below each level, less the level: each feature of the noise, and its distance from 0."
     n = len(found.levels)
@@ -524,7 +524,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], mark: int | None 
     body = "".join(line(cells, "td", i == mark) for i, cells in enumerate(rows))
     return f'<div class="scroll" tabindex="0"><table><thead>{line(heads, "th")}</thead><tbody>{body}</tbody></table></div>'
 
-
+# %% ../nbs/11b_report.ipynb #bc0764ef
 def facts(pairs: Sequence[tuple[str, object]]) -> str:
     "A definition list; pairs without a value are left out."
     said = [(k, v) for k, v in pairs if v is not None and v != ""]
@@ -536,7 +536,7 @@ def section(title: str, *parts: str, long: bool = False) -> str:
     inside = "".join(parts)
     return f'<section{" class=long" if long else ""}><h2>{escape(title)}</h2>{inside}</section>' if inside else ""
 
-
+# %% ../nbs/11b_report.ipynb #286d34bd
 def code_block(text: str) -> str:
     "Code as it is to be pasted; wide lines scroll, with the keyboard too."
     return f'<pre tabindex="0">{escape(text.rstrip())}</pre>'
@@ -594,7 +594,16 @@ def _chain(summary: dict, names: Sequence[str]) -> str:
     boxes.append('<li class="to" aria-hidden="true">→</li><li class="end">noise<small>standard normal</small></li>')
     return '<ol class="chain">' + "".join(boxes) + "</ol>"
 
+# %% ../nbs/11b_report.ipynb #38519271
+def _cost_model(search: dict) -> str | None:
+    cost = search.get("cost")
+    words = {"flops": "operations for a row, counted", "params": "numbers stored", "latency": "time on the machine of the search, measured",
+             "paper": "as printed in the paper's Table 1"}
+    if isinstance(cost, dict):
+        return "your own: " + ", ".join(f"{k} {v:g}" for k, v in cost.items())
+    return f"{cost}: {words[cost]}" if cost in words else cost
 
+# %% ../nbs/11b_report.ipynb #653fa5b3
 def _the_flow(summary: dict, names: Sequence[str]) -> str:
     "What the flow is made of, and what it costs in either direction."
     flow, search = summary["flow"], summary["search"]
@@ -611,15 +620,6 @@ def _the_flow(summary: dict, names: Sequence[str]) -> str:
         facts([("Cost", both), ("Cost model", _cost_model(search)), ("Parameters", parameters)]),
         f'<p class="soft">{note}</p>',
     )
-
-
-def _cost_model(search: dict) -> str | None:
-    cost = search.get("cost")
-    words = {"flops": "operations for a row, counted", "params": "numbers stored", "latency": "time on the machine of the search, measured",
-             "paper": "as printed in the paper's Table 1"}
-    if isinstance(cost, dict):
-        return "your own: " + ", ".join(f"{k} {v:g}" for k, v in cost.items())
-    return f"{cost}: {words[cost]}" if cost in words else cost
 
 # %% ../nbs/11b_report.ipynb #51192445
 def _words(summary: dict) -> str:
@@ -681,7 +681,7 @@ def _block(block: dict, index: int, drawn: Picture, architecture: Sequence[str])
     listing = table(["path", "shared NLL", "cost", "NLL + λ C"], rows, mark) if rows else ""
     return f"<div><h3>Block {index}</h3><p>{text}</p>{drawn.to_html()}{listing}</div>"
 
-
+# %% ../nbs/11b_report.ipynb #ad89f9e7
 def _tried(summary: dict) -> str:
     "The flows that were trained on the way, best first; the one found stands out."
     parts, names = [], list(summary["flow"]["architecture"])
@@ -692,7 +692,7 @@ def _tried(summary: dict) -> str:
         parts.append(f"<h3>Trained {escape(how)}</h3>" + table(["flow", "validation NLL", "cost", "FOM\u00a01"], rows, mark))
     return "".join(parts)
 
-
+# %% ../nbs/11b_report.ipynb #163daf81
 def lambda_words(lams: tuple[float, float] | None) -> str:
     "The lambdas for which a flow is the best, for a reader."
     if lams is None:
@@ -700,7 +700,7 @@ def lambda_words(lams: tuple[float, float] | None) -> str:
     low, high = lams
     return f"above {number(low)}" if high == math.inf else f"below {number(high)}" if low == 0 else f"{number(low)} to {number(high)}"
 
-
+# %% ../nbs/11b_report.ipynb #cb620364
 def front_table(flows: Sequence[dict], nll: str = "val_nll", found: Sequence[str] = ()) -> str:
     """What each step along the Pareto front buys, as an HTML table; "" for fewer than two flows.
 
@@ -715,7 +715,7 @@ def front_table(flows: Sequence[dict], nll: str = "val_nll", found: Sequence[str
     mark = next((i for i, p in enumerate(front) if found and list(p["architecture"]) == list(found)), None)
     return table(["flow", "cost", "in the other direction", "NLL", "nats a unit of cost buys", "best for λ"], rows, mark)
 
-
+# %% ../nbs/11b_report.ipynb #730aea5a
 def _other_choice(flows: Sequence[dict], lam: float, direction: str) -> str:
     "What would be taken if the cost of the other direction counted."
     other = "sampling" if direction == "density" else "density"
@@ -730,7 +730,7 @@ def _other_choice(flows: Sequence[dict], lam: float, direction: str) -> str:
             f"it costs {number(there['other_cost'], 2)} there, where {brief(here['architecture'])} costs {number(here['other_cost'], 2)}, "
             f"and has an NLL of {number(there['val_nll'])}.")
 
-
+# %% ../nbs/11b_report.ipynb #84a42381
 def _front(summary: dict) -> str:
     "Which flow at which price: the Pareto front of the flows that were trained in full, and what the other direction would change."
     prices = (summary["flow"].get("prices") or {})
@@ -749,7 +749,7 @@ def _front(summary: dict) -> str:
     last = f"<p>{escape(changed)}</p>" if changed else ""
     return f"<h3>The Pareto front: which flow at which price</h3><p>{escape(text)}</p>{listed}{last}"
 
-
+# %% ../nbs/11b_report.ipynb #66a9d3ff
 def _why(summary: dict, blocks: list[str], tradeoff: Picture | None) -> str:
     "Why this flow: what was trained and at what price, then block by block."
     lam = summary["search"].get("lam")
@@ -785,7 +785,7 @@ def _how_trained(history: dict, pictures: Sequence[Picture]) -> str:
     shown = f'<div class="grid">{"".join(p.to_html() for p in pictures)}</div>' if pictures else ""
     return section("How it was trained", shown, listing)
 
-
+# %% ../nbs/11b_report.ipynb #90a54610
 def _samples(marginals: list[Picture], pairs: list[Picture], chance: float) -> str:
     "Does what the flow draws look like the data?"
     if not marginals:
@@ -799,18 +799,6 @@ def _samples(marginals: list[Picture], pairs: list[Picture], chance: float) -> s
     return section("What it draws", f"<p>{text}</p>", grid, long=True)
 
 # %% ../nbs/11b_report.ipynb #b91fd6c7
-def _calibration(found: Calibration | None, drawn: Picture | None) -> str:
-    "Is the flow as sure as it may be?"
-    if found is None:
-        return ""
-    n, far = len(found.levels), found.levels[:, -1]
-    half, most, all_but = (f"{100 * (far <= share).mean():.3g}" for share in (0.5, 0.9, 0.99))
-    text = ("A right flow turns rows into noise that is standard normal, so that the region which it says holds 90 of 100 rows does hold "
-            f"90. Of each 100 of the {n:,} held-out rows looked at, {half} lie in the region of 50, {most} in that of 90, {all_but} in "
-            "that of 99.")
-    return section("Calibration: how sure it may be", f"<p>{text}</p>", bullets(_judged(found)), drawn.to_html())
-
-
 def _judged(found: Calibration) -> list[str]:
     "What the levels of the noise say, and whether chance explains it."
     n, far = len(found.levels), found.levels[:, -1]
@@ -832,7 +820,27 @@ def _judged(found: Calibration) -> list[str]:
     single = f"{bad or 'None'} of the {len(features)} features of the noise, each for itself, {'is' if bad < 2 else 'are'} off by "
     return [*said, single + f"more than chance explains; the largest gap is {largest:.3f}."]
 
+# %% ../nbs/11b_report.ipynb #a2eefb21
+def _calibration(found: Calibration | None, drawn: Picture | None) -> str:
+    "Is the flow as sure as it may be?"
+    if found is None:
+        return ""
+    n, far = len(found.levels), found.levels[:, -1]
+    half, most, all_but = (f"{100 * (far <= share).mean():.3g}" for share in (0.5, 0.9, 0.99))
+    text = ("A right flow turns rows into noise that is standard normal, so that the region which it says holds 90 of 100 rows does hold "
+            f"90. Of each 100 of the {n:,} held-out rows looked at, {half} lie in the region of 50, {most} in that of 90, {all_but} in "
+            "that of 99.")
+    return section("Calibration: how sure it may be", f"<p>{text}</p>", bullets(_judged(found)), drawn.to_html())
+
 # %% ../nbs/11b_report.ipynb #75db3864
+def _option(name: str, value: object) -> str:
+    if value is None:
+        return {"steps": f"none: {Settings.steps}", "block_size": "none: blocks of two"}.get(name, "none")
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {_option('', v)}" for k, v in value.items())
+    return ", ".join(_option("", v) for v in value) if isinstance(value, (list, tuple)) else str(value)
+
+# %% ../nbs/11b_report.ipynb #99527092
 def _data_and_search(summary: dict) -> str:
     "What went in."
     data, search = summary["data"], summary["search"]
@@ -849,14 +857,6 @@ def _data_and_search(summary: dict) -> str:
     order = [k for k in known if k in search] + [k for k in search if k not in known and k != "verbose"]
     return section("What went in", went_in, "<h3>Options of the search</h3>", facts([(k, _option(k, search[k])) for k in order]))
 
-
-def _option(name: str, value: object) -> str:
-    if value is None:
-        return {"steps": f"none: {Settings.steps}", "block_size": "none: blocks of two"}.get(name, "none")
-    if isinstance(value, dict):
-        return ", ".join(f"{k}: {_option('', v)}" for k, v in value.items())
-    return ", ".join(_option("", v) for v in value) if isinstance(value, (list, tuple)) else str(value)
-
 # %% ../nbs/11b_report.ipynb #098673c0
 def usage_code(summary: dict, folder: str) -> str:
     "Python that loads the flow in `folder` and uses it; with a row of context where it needs one."
@@ -866,7 +866,7 @@ def usage_code(summary: dict, folder: str) -> str:
              f"X = est.sample(1000{f', context={row}' if row else ''})", f"est.log_prob(X{f', context=[{row}] * 1000' if row else ''})"]
     return "\n".join(lines) + "\n"
 
-
+# %% ../nbs/11b_report.ipynb #c9d46b79
 def _use(summary: dict, folder: str) -> str:
     "Code, commands, and where every number can be found again."
     commands = (summary.get("usage") or {}).get("commands") or []
@@ -882,7 +882,7 @@ def _use(summary: dict, folder: str) -> str:
     code = code_block(usage_code(summary, folder))
     return section("Load and use it", code, f"<p>{escape(text)}</p>", shell, f'<p class="soft">{files}</p>')
 
-
+# %% ../nbs/11b_report.ipynb #cb626fb0
 def _reproduce(summary: dict) -> str:
     "Command, seed, versions and time."
     seconds = summary.get("seconds") or {}
@@ -911,11 +911,15 @@ def _plain(value: object) -> object:
         return None
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
+# %% ../nbs/11b_report.ipynb #4a89afa3
+def _made_by(summary: dict) -> dict:
+    "What made the figures."
+    return {k: summary.get(k) for k in ("command", "seed", "versions", "machine", "date", "data", "search")}
+
 
 def metrics_of(summary: dict) -> dict:
     "What metrics.json holds: `meta` (what made it), the flow, one row a model, the flows tried and the notes."
     history, data = summary.get("history") or {}, summary["data"]
-    meta = {k: summary.get(k) for k in ("command", "seed", "versions", "machine", "date")} | {"data": data, "search": summary["search"]}
     marginals = None
     if summary.get("samples"):
         rows, drawn = _finite(summary["samples"])
@@ -924,7 +928,7 @@ def metrics_of(summary: dict) -> dict:
     found = _levels(summary)
     calibrated = found and {"rows": len(found.levels), "distance": found.distance, "p_value": found.p_value}
     return _plain({
-        "meta": meta, "flow": summary["flow"], "models": summary["models"], "tried": history.get("prefixes"),
+        "meta": _made_by(summary), "flow": summary["flow"], "models": summary["models"], "tried": history.get("prefixes"),
         "val_nll": history.get("figures"), "marginal_ks": marginals, "calibration": calibrated, "seconds": summary.get("seconds"),
         "warnings": summary.get("warnings") or [], "notes": summary.get("notes") or []})
 
@@ -937,7 +941,7 @@ def document(title: str, body: str) -> str:
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n"
     )
 
-
+# %% ../nbs/11b_report.ipynb #21f851ef
 def page(summary: dict, folder: str = "flow_dir") -> tuple[str, list[Picture]]:
     "The page as HTML, and the pictures in it."
     summary = _checked(summary)
@@ -1012,7 +1016,7 @@ def draw_front(flows: Sequence[dict], tried: Sequence[dict]) -> Picture:
     return picture("front", f"The Pareto front: {alt}", draw, (5.6, 3.6),
                    "NLL on the validation rows against cost. No flow that was trained lies below the line and to the left of it.")
 
-
+# %% ../nbs/11b_report.ipynb #2f06e75f
 def _front_rows(flows: Sequence[dict]) -> str:
     heads = ["flow", "folder", "cost", "in the other direction", "NLL, test rows", "NLL, data units", "best for λ"]
     rows = [[brief(p["architecture"]), p["folder"], number(p["cost"], 2), number(p.get("other_cost"), 2), with_error(p),
@@ -1035,9 +1039,8 @@ def write_front(out: Path | str, summary: dict) -> Path:
             + _words(summary) + section("The front", drawn.to_html(), _front_rows(flows))
             + section("What each step buys", f"<p>On the validation rows, by which the flows were chosen.</p>{front_table(flows)}")
             + section("Load and use one", code_block(code), "<p>Or name another folder of the table.</p>")
-             + _data_and_search(summary) + _reproduce(summary))
-    meta = {k: summary.get(k) for k in ("command", "seed", "versions", "machine", "date")} | {"data": data, "search": summary["search"]}
-    stored = {"meta": meta, "rows": flows, "tried": summary["tried"], "seconds": summary["seconds"]}
+            + _data_and_search(summary) + _reproduce(summary))
+    stored = {"meta": _made_by(summary), "rows": flows, "tried": summary["tried"], "seconds": summary["seconds"]}
     files = {"front.json": json.dumps(_plain(stored), indent=1, ensure_ascii=False) + "\n",
              "report.html": document(f"The Pareto front of {data['name']}", body)}
     write_files(out/"figures", {"front.png": drawn.light})

@@ -557,8 +557,9 @@ def rows_on(device: str, X_train: Tensor, X_val: Tensor, context_train: Tensor |
 # %% ../nbs/09_blockwise_search.ipynb #023d58ab
 def _notes(s: Settings, found: Prefix, blocks: list[dict], run: Run) -> list[str]:
     "What the user should hear of."
-    notes = [f"Block {b + 1}: the architecture weights chose {Architecture(h['chosen'])}, the shared prices {Architecture(h['argmin'])}; "
-             "the two are close, or the weights had not settled." for b, h in enumerate(blocks) if h["chosen"] != h["argmin"]]
+    decided = "the race" if _races(s) else "the weights"
+    notes = [f"Block {b + 1}: its weights chose {Architecture(h['chosen'])}, its prices {Architecture(h['argmin'])}: a close call, which "
+             f"{decided} decided." for b, h in enumerate(blocks) if h["chosen"] != h["argmin"]]
     if run.seconds_left <= 0:
         notes.append(f"max_seconds={run.max_seconds:g} was used up: this is the best flow so far, a longer search may find a better one.")
     elif not found.architecture:

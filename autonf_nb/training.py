@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -115,10 +116,15 @@ def file_name(stage: str) -> str:
         name = f"{name[:180]} {hashlib.sha256(name.encode()).hexdigest()[:16]}"
     return f"{name}.safetensors"
 
-# %% ../nbs/08_training.ipynb #1be71ce2
+# %% ../nbs/08_training.ipynb #77363f76
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} so far, at most {remaining} left"
 
 
+def _is_watched() -> bool:
+    "Does what is written to stderr replace itself, as in a terminal or a notebook, or pile up, as in a log?"
+    return sys.stderr is not None and (sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel"))
+
+# %% ../nbs/08_training.ipynb #1be71ce2
 class Run:
     """The clock, the progress bar and the checkpoint folder of one job.
 
@@ -132,7 +138,9 @@ class Run:
         self.found = 0.0
         self._earlier, self._start = 0.0, time.monotonic()
         self._saved = self._start
-        self.bar = tqdm(total=work, disable=not progress, bar_format=BAR, mininterval=0.5)
+        self.watched = _is_watched()
+        seconds = {"mininterval": 0.5} if self.watched else {"mininterval": 30.0, "maxinterval": 30.0}
+        self.bar = tqdm(total=work, disable=not progress, bar_format=BAR, **seconds)
 
     @property
     def seconds(self) -> float:
@@ -168,7 +176,8 @@ class Run:
     def expect(self, work: float) -> None:
         "Tell the bar that at most `work` more units are to come."
         self.bar.total = self.bar.n + work
-        self.bar.refresh()
+        if self.watched:
+            self.bar.refresh()
 
     def __enter__(self) -> "Run":
         return self
@@ -227,7 +236,7 @@ class Loop:
         return 1.0 if self.finished else max(self.step / self.n_steps, self.spent / self.budget if self.budget > 0 else 1.0)
 
     def __iter__(self) -> Iterator[int]:
-        self.run.bar.set_description(self.name)
+        self.run.bar.set_description(self.name, refresh=self.run.watched)
         self.run.bar.update(self.step * self.work)
         while not self.finished:
             if self.step >= self.n_steps or self.spent >= self.budget:

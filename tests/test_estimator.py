@@ -196,7 +196,8 @@ def test_pipeline_clone_and_grid_search(X):
     assert grid.best_estimator_.architecture_ is not None
 
 
-def test_verbose_shows_what_it_is_doing(X, capfd):
+def test_verbose_shows_what_it_is_doing(X, capfd, monkeypatch):
+    monkeypatch.setattr("autonf_nb.training._is_watched", lambda: True)  # as in a terminal
     AutoNF(**TINY, verbose=True).fit(X)
     err = capfd.readouterr().err
     assert "block 1" in err and "left" in err
