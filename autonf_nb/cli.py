@@ -405,7 +405,7 @@ def make_ready(job: Job, quiet: bool) -> Ready:
 
 # %% ../nbs/17_command_line.ipynb #9eecccd3
 def model_row(ready: Ready, name: str, kind: str, log_prob: np.ndarray, found: np.ndarray | None = None, **more: Any) -> dict[str, Any]:
-    "One model's figures on the test rows, in standardised and in the data's units; `found`: the log-densities of the flow found."
+    "One model's figures on the test rows, in standardised and in the data's units; `found`: the log-densities it is set beside."
     from autonf_nb.metrics import fom1, nll_with_error
     nll, error = nll_with_error(log_prob)
     row = {"name": name, "kind": kind, "nll": nll, "nll_2se": error, "nll_data_units": nll_with_error(log_prob + ready.logabsdet)[0]}
@@ -439,7 +439,8 @@ STACKS = (1, 2, 4, 8)
 def train_stacks(ready: Ready, found: np.ndarray, folder: Path, progress: bool) -> list[dict[str, Any]]:
     """Single-type stacks, and before them the architecture found, trained alike: from scratch, with the same steps, batches and seed.
 
-    A flow that is done is not trained again. `found`: log-densities of the flow found, which has been trained for longer."""
+    A flow that is done is not trained again. `found`: log-densities of the flow found, which has been trained for longer: the errors of
+    the stacks' gaps are therefore to the one trained alike."""
     import torch
     from autonf_nb.candidates import Architecture, SearchSpace
     from autonf_nb.estimator import as_rows
@@ -465,6 +466,7 @@ def train_stacks(ready: Ready, found: np.ndarray, folder: Path, progress: bool) 
             if flow == mine:
                 rows.append(model_row(ready, "AutoNF from scratch", "variant", log_prob, found, layers=len(flow), cost=trained.cost,
                                       detail="the same architecture, trained as the stacks are"))
+                found = log_prob
             if flow in stacks:
                 rows.append(model_row(ready, f"{flow[0]} x {len(flow)}", "stack", log_prob, found, layers=len(flow), cost=trained.cost))
     return rows
@@ -799,7 +801,7 @@ def _sentence(error: BaseException) -> str:
     "What went wrong on one line."
     text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
     if isinstance(error, OSError) and error.filename is not None:  # one that nobody put into words
-        text = f"{error.filename} cannot be used ({text}): check its permissions, make room, or name another with --out"
+        text = f"{error.filename} cannot be used ({text}): check the path and its permissions, or make room"
     return " ".join(text.split())
 
 

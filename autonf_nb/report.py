@@ -104,11 +104,13 @@ def _beside_stacks(found: dict, models: Sequence[dict]) -> list[tuple[bool, str]
     if not priced or fair.get("fom1") is None:
         return []
     best = min(priced, key=lambda m: m["fom1"])
-    gap, mine = fair["fom1"] - best["fom1"], "Its" if fair is found else "Trained as the stacks were, its"
+    gap, error = fair["fom1"] - best["fom1"], _gap_error(fair, best)
     if gap == 0:
         return [(True, f"The best single-type stack ({best['name']}) is this very flow.")]
-    side = "below" if gap < 0 else "above"
-    return [(gap < 0, f"{mine} FOM 1 is {number(abs(gap))} {side} that of the best single-type stack ({best['name']}).")]
+    mine = "Its" if fair is found else "Trained as the stacks were, its"
+    said = (f"{mine} FOM 1 is {number(abs(gap))} {'below' if gap < 0 else 'above'} that of the best single-type stack ({best['name']}), "
+            f"± {number(error)}")
+    return [(gap < 0 or gap <= error, said + ("." if abs(gap) > error else ", which is within the error."))]
 
 # %% ../nbs/11b_report.ipynb #70e9205e
 def verdict(summary: dict) -> list[tuple[bool, str]]:
@@ -625,17 +627,22 @@ def _the_flow(summary: dict, names: Sequence[str]) -> str:
 def _words(summary: dict) -> str:
     "What the page's words mean."
     lam = summary["search"].get("lam")
+    if lam is None:
+        priced = ("λ", "What a unit of cost must earn, in nats a row. For each λ the best flow is the one with the lowest NLL + λ × cost.")
+    else:
+        priced = ("λ, FOM 1", f"λ = {lam:g} is what a unit of cost must earn, in nats a row. The search makes the figure of merit FOM 1 = "
+                              "NLL + λ × cost small: lower is better.")
     return section("The words on this page", facts([
         ("NLL", "Negative log-likelihood: how much the rows surprise a model, as a mean in nats a row. Lower is better, below zero is "
                 "nothing special. One nat less means 2.7 times the density for each row, in the geometric mean."),
-        ("±", "Two standard errors: with other rows of the same kind the figure would be within this distance in 95 of 100 cases."),
+        ("±", "Two standard errors: the figure that endlessly many rows of the same kind would give lies within this distance in 95 of 100 "
+              "cases."),
         ("Standardised", "Each column shifted and scaled to mean 0 and standard deviation 1, so that its units do not matter. In the "
                          "data's units the NLL differs by one number, the same for every model."),
         ("Layer, candidate", "A flow is a chain of layers, each of which bends the data a little more towards a bell curve. The candidates "
                              "are the kinds of layer that the search may choose from; their short names are those of the papers."),
         ("Cost", "What the flow computes for one row, counted by the cost model; a layer of the kind RealNVP costs 1."),
-        ("λ, FOM 1", f"λ{'' if lam is None else f' = {lam:g}'} is what a unit of cost must earn, in nats a row. The search makes the "
-                     "figure of merit FOM 1 = NLL + λ × cost small: lower is better."),
+        priced,
         ("Rows", "Training rows teach the flow, validation rows choose between flows, test rows only judge: they are held out.")]))
 
 # %% ../nbs/11b_report.ipynb #98c95636
@@ -701,7 +708,7 @@ def lambda_words(lams: tuple[float, float] | None) -> str:
     return f"above {number(low)}" if high == math.inf else f"below {number(high)}" if low == 0 else f"{number(low)} to {number(high)}"
 
 # %% ../nbs/11b_report.ipynb #cb620364
-def front_table(flows: Sequence[dict], nll: str = "val_nll", found: Sequence[str] = ()) -> str:
+def front_table(flows: Sequence[dict], nll: str = "val_nll", found: Sequence[str] | None = None) -> str:
     """What each step along the Pareto front buys, as an HTML table; "" for fewer than two flows.
 
     `flows`: dicts with architecture, cost, the NLL under the key `nll`, and other_cost (in the other direction) where it is known."""
@@ -712,7 +719,7 @@ def front_table(flows: Sequence[dict], nll: str = "val_nll", found: Sequence[str
     buys = ["–", *(number((a[nll] - b[nll]) / (b["cost"] - a["cost"]), 2) for a, b in pairwise(front))]
     rows = [[brief(p["architecture"]), number(p["cost"], 2), number(p.get("other_cost"), 2), number(p[nll]), buy, lambda_words(lams.get(i))]
             for i, (p, buy) in enumerate(zip(front, buys))]
-    mark = next((i for i, p in enumerate(front) if found and list(p["architecture"]) == list(found)), None)
+    mark = next((i for i, p in enumerate(front) if found is not None and list(p["architecture"]) == list(found)), None)
     return table(["flow", "cost", "in the other direction", "NLL", "nats a unit of cost buys", "best for λ"], rows, mark)
 
 # %% ../nbs/11b_report.ipynb #730aea5a
@@ -742,9 +749,9 @@ def _front(summary: dict) -> str:
     listed = front_table(flows, found=summary["flow"]["architecture"])
     if not listed:
         return ""
-    text = ("The flows that were trained in full and that no other beats in both, cheapest first, on the validation rows. Between two rows "
-            "lies a rate of exchange: who values a unit of cost at less than it buys goes on to the next. autonf pareto searches the whole "
-            "front.")
+    text = ("The flows that were trained in full, and the one without layers where it may be found: those that no other beats in both, "
+            "cheapest first, on the validation rows. Between two rows lies a rate of exchange: who values a unit of cost at less than it "
+            "buys goes on to the next. autonf pareto searches the whole front.")
     changed = _other_choice(flows, summary["search"].get("lam") or 0.0, summary["search"].get("direction") or "density")
     last = f"<p>{escape(changed)}</p>" if changed else ""
     return f"<h3>The Pareto front: which flow at which price</h3><p>{escape(text)}</p>{listed}{last}"
@@ -792,8 +799,8 @@ def _samples(marginals: list[Picture], pairs: list[Picture], chance: float) -> s
         return ""
     text = (
         "Held-out rows (grey) and samples of the flow (coloured), in the data's units. KS is the largest gap between the two cumulative "
-        f"shares, 0 at best; with so many rows a right flow stays below {number(chance)} in 95 of 100 cases. The columns that differ most "
-        "come first."
+        f"shares, 0 at best; with so many rows a right flow stays below {number(chance)} in 95 of 100 cases, each column for "
+        "itself: of twenty columns one may be above. The columns that differ most come first."
     )
     grid = '<div class="grid">' + "".join(p.to_html() for p in [*pairs, *marginals]) + "</div>"
     return section("What it draws", f"<p>{text}</p>", grid, long=True)
@@ -813,12 +820,16 @@ def _judged(found: Calibration) -> list[str]:
                 f"flow says, so it is {'too sure' if mean > 0 else 'not sure enough'} of itself."]
     beyond = int((far > 0.99).sum())
     if stats.binom.sf(beyond - 1, n, 0.01) < 0.025:
-        said.append(f"{beyond} rows lie outside the region of 99, where {0.01 * n:.3g} are to be expected: very rare rows are commoner "
-                    "than the flow says.")
+        said.append(f"{beyond} rows lie outside the region of 99, where {round(0.01 * n, 1):,g} are to be expected: very rare rows are "
+                    "commoner than the flow says.")
     features = found.p_value[:-1]
     bad, largest = int((features < 0.05 / len(features)).sum()), float(found.distance[:-1].max())
-    single = f"{bad or 'None'} of the {len(features)} features of the noise, each for itself, {'is' if bad < 2 else 'are'} off by "
-    return [*said, single + f"more than chance explains; the largest gap is {largest:.3f}."]
+    if len(features) > 1:
+        which = f"{bad or 'None'} of the {len(features)} features of the noise {'is' if bad < 2 else 'are'}"
+        rest = ", allowing for their number"
+    else:
+        which, rest = f"The one feature of the noise is{'' if bad else ' not'}", ""
+    return [*said, f"{which} off by more than chance explains{rest}; the largest gap is {largest:.3f}."]
 
 # %% ../nbs/11b_report.ipynb #a2eefb21
 def _calibration(found: Calibration | None, drawn: Picture | None) -> str:
@@ -980,7 +991,8 @@ def write_report(out: Path | str, summary: dict) -> Path:
     kind ("found" | "variant" | "reference" | "stack"), nll and nll_2se (nats a row, standardised), nll_data_units, layers, cost, fom1,
     detail. history: `SearchResult.history`. samples: data and flow, (n, D) arrays in data units. pair: two column names.
     noise: (n, D), what the density direction makes of held-out rows. data.checksum: of the table.
-    models may hold gap_2se: two standard errors of the difference to the flow found over the same rows.
+    models may hold gap_2se: two standard errors of the difference over the same rows to the flow found, for stacks to the variant if
+    there is one.
     warnings, notes: sentences. seconds: stage -> seconds. usage: folder, context (a row of it), commands.
     command, date, seed, versions, machine.
     Needed: data.name, data.columns, data.rows, search, flow.architecture, flow.cost, models; what else is missing is left out of the page.

@@ -75,12 +75,12 @@ def test_command_again_is_the_command(tmp_path, monkeypatch):
     assert other.options == job.options and other.data == job.data == str(tmp_path/"my data.csv") and other.out.name == "my out_again"
 
 
-def test_an_error_of_the_system_names_the_file_and_what_to_do():
-    try:
-        open("/proc/version/none")
-    except OSError as error:
-        said = cli._sentence(error)
-    assert said == "/proc/version/none cannot be used (Not a directory): check its permissions, make room, or name another with --out"
+def test_an_error_of_the_system_names_the_file_and_what_to_do(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError) as caught:
+        open(tmp_path / "file" / "none")
+    assert cli._sentence(caught.value) == (f"{tmp_path / 'file' / 'none'} cannot be used (Not a directory): check the path and its "
+                                           "permissions, or make room")
 
 
 def test_options_are_the_estimator_s_arguments():

@@ -103,7 +103,8 @@ def test_the_flow_from_scratch_is_trained_as_a_stack(searched):
     architecture = models["AutoNF"]["detail"].split(" > ")
     stack = models.get(f"{architecture[0]} x {len(architecture)}")
     assert models["AutoNF from scratch"]["cost"] == pytest.approx(models["AutoNF"]["cost"])
-    assert len(set(architecture)) > 1 or stack["nll"] == models["AutoNF from scratch"]["nll"]
+    assert len(set(architecture)) == 1, "the search found another flow than a stack: give it other options"
+    assert stack["nll"] == models["AutoNF from scratch"]["nll"] and stack["gap_2se"] == 0 < models["Gaussian"]["gap_2se"]
 
 
 def _blocks(searched):
