@@ -369,11 +369,11 @@ SERIES = {"random": ("x", "0.55", "random flows"), "stack": ("^", "C1", "stacks"
 
 def draw_figure2(rows: Sequence[Mapping]) -> Figure:
     "The paper's Figure 2: NLL and cost, density and FOM 2 against lambda; and all flows by cost and NLL."
-    fig = Figure(figsize=(11, 3.4), layout="constrained")
-    left, middle, right = fig.subplots(1, 3)
+    fig = Figure(figsize=(8, 5.6), layout="constrained")
+    left, right, below = fig.subplot_mosaic("ab;cc").values()
     searches = sorted((r for r in rows if r["series"] == "search"), key=lambda r: r["lam"])
     lams = [r["lam"] for r in searches]
-    for ax, keys in ((left, ("nll", "cost")), (middle, ("density", "fom2"))):
+    for ax, keys in ((left, ("nll", "cost")), (right, ("density", "fom2"))):
         ax.set_xscale("symlog", linthresh=0.02)  # before its twin, which shares it
         twin = ax.twinx()
         for side, key, color in zip((ax, twin), keys, ("C0", "C3")):
@@ -386,11 +386,11 @@ def draw_figure2(rows: Sequence[Mapping]) -> Figure:
     for series, (style, color, label) in SERIES.items():
         part = sorted((r for r in rows if r["series"] == series), key=lambda r: r["cost"])
         drawstyle = {"drawstyle": "steps-post"} if series == "front" else {}
-        right.plot([r["cost"] for r in part], [r["nll"] for r in part], style, color=color, ms=5 + 4 * (series == "search"), label=label,
+        below.plot([r["cost"] for r in part], [r["nll"] for r in part], style, color=color, ms=5 + 4 * (series == "search"), label=label,
                    **drawstyle)
     low = min(r["nll"] for r in rows)
-    right.set(xlabel="cost (RealNVP = 1)", ylabel="test NLL, nats a row", ylim=(low - 0.5, low + 6))
-    right.legend(fontsize=8)
+    below.set(xlabel="cost (RealNVP = 1)", ylabel="test NLL, nats a row", ylim=(low - 0.5, low + 6))
+    below.legend(fontsize=9)
     return fig
 
 # %% ../nbs/12_experiments.ipynb #e3e5c79d
@@ -426,7 +426,7 @@ def figure3(dataset: str, seeds: Sequence[int], steps: int, folder: Path, **how:
 # %% ../nbs/12_experiments.ipynb #b959c5a7
 def draw_figure3(rows: Sequence[Mapping], seed: int) -> Figure:
     "The paper's Figure 3, one run of each method: the weight of each layer's first candidate, the losses."
-    fig = Figure(figsize=(11, 4.6), layout="constrained")
+    fig = Figure(figsize=(8, 5.6), layout="constrained")
     axes = fig.subplots(2, len(METHODS), sharex=True)
     for (top, bottom), (method, title) in zip(axes.T, METHODS.items()):
         (run,) = (r for r in rows if r["method"] == method and r["seed"] == seed)
@@ -434,14 +434,15 @@ def draw_figure3(rows: Sequence[Mapping], seed: int) -> Figure:
         weights = np.array([w["4"] for w in history["layer_weights"]])  # (records, layers, candidates)
         for layer in range(weights.shape[1]):
             top.plot(history["step"], weights[:, layer, 0], label=f"layer {layer + 1}: {run['architecture'][layer]}")
-        top.set(title=f"{title}\ntest NLL {run['nll']:.2f}", ylim=(-0.03, 1.03))
-        top.legend(fontsize=7)
+        top.set_title(f"{title}\ntest NLL {run['nll']:.2f}", fontsize=11)
+        top.set_ylim(-0.03, 1.03)
+        top.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.05))
         bottom.plot(history["step"], np.array(history["train_nll"], dtype=float), label="training rows")
         bottom.plot(history["step"], history["val_nll"], label="validation rows")
         bottom.set(xlabel="step")
     axes[0, 0].set_ylabel(f"weight of {run['history']['candidates'][0]}")
     axes[1, 0].set_ylabel("loss, nats a row")
-    axes[1, 0].legend(fontsize=7)
+    axes[1, 0].legend(fontsize=9)
     return fig
 
 

@@ -438,7 +438,7 @@ def _draw_pair(columns: Sequence[str], data: np.ndarray, flow: np.ndarray, pair:
     def draw(fig: Figure, theme: Theme) -> None:
         axes = fig.subplots(1, 2, sharex=True, sharey=True)
         for ax, rows, title, color in zip(axes, (data, flow), ("held-out rows", "samples of the flow"), (theme.ink, theme.accent)):
-            size, alpha = max(2.2, min(5.0, 40 / math.sqrt(n))), 0.45 if n > 500 else 0.8
+            size, alpha = max(2.2, min(9.0, 60 / math.sqrt(n))), 0.45 if n > 500 else 0.9
             ax.plot(rows[:n, i], rows[:n, j], ".", ms=size, alpha=alpha, color=color, mew=0, rasterized=True)
             ax.set(xlim=x, ylim=y)
             _dress(ax, theme, title, _wrap(columns[i], 28), _wrap(columns[j], 28) if ax is axes[0] else "")
