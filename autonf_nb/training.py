@@ -359,12 +359,14 @@ def train_flow(flow: Flow, train: Rows, val: Rows, *, steps: int = 1000, batch_s
         loop.keep_best(nll)
 
     flow.train()
+    # not torch.manual_seed: it goes through every kind of device, which is felt in small steps
+    reseed = torch.cuda.manual_seed if train.x.is_cuda else torch.default_generator.manual_seed
     with seeded(seed):
         for step in loop:
             if step and step % every == 0:
                 validate()
             set_lr(optimizer, cosine(loop.fraction, lr))
-            torch.manual_seed(seed * 1_000_003 + step)  # for flows that draw while they train: a resumed run draws the same
+            reseed(seed * 1_000_003 + step)  # for flows that draw while they train: a resumed run draws the same
             batch = train[batches(step)]
             loop.losses.append(step_theta(-flow.log_prob(batch.x, batch.context).mean(), optimizer))
     validate()
