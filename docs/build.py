@@ -130,6 +130,11 @@ def process():
 
 
 # --- 2. Quarto markdown -> MyST ------------------------------------------------------------------
+def shown_at(cfg):
+    "The address below which the repository shows its files"
+    return f"{cfg.git_url}/blob/{cfg.branch}/"
+
+
 def entries(nb, module, blob):
     """The entries of `show_doc` in the order of the code, each with its own source.
 
@@ -156,7 +161,7 @@ class Prep:
         self.names, self.anchors, self.labelled, self.page = names, anchors, set(), ""
         self.figures, self.equations = 0, 0
         self.base = (cfg.doc_host + cfg.doc_baseurl).rstrip("/") + "/"
-        self.blob = f"{cfg.git_url}/blob/{cfg.branch}/"
+        self.blob = shown_at(cfg)
         self.jupyter = f"https://mybinder.org/v2/gh/{cfg.user}/{cfg.repo}/{cfg.branch}?urlpath=lab/tree/nbs/"
 
     def table(self, s):
@@ -313,8 +318,8 @@ def sources(cfg, cache, dest):
     dest.mkdir(parents=True)
     nbs = sorted(cache.rglob("*.ipynb"))
     names = {p.name: page_name(p.stem) for p in nbs}
-    made, blob = modules(), f"{cfg.git_url}/blob/{cfg.branch}/"
-    read = {fn: entries(nbformat.read(fn, as_version=4), made.get(fn.name), blob) for fn in nbs}
+    made = modules()
+    read = {fn: entries(nbformat.read(fn, as_version=4), made.get(fn.name), shown_at(cfg)) for fn in nbs}
     shown = {names[fn.name]: [md for c in nb.cells for out in c.get("outputs", [])
                               if SHOWDOC.match(md := out.get("data", {}).get("text/markdown", ""))] for fn, nb in read.items()}
     anchors = {f"{page}--{SHOWDOC.match(md)['name'].lower()}" for page, mds in shown.items() for md in mds}
